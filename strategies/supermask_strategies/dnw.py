@@ -1,0 +1,64 @@
+"""DNW: Wortsman et al., "Discovering Neural Wirings", NeurIPS 2019."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from supermask.select import kept_count, top_k_mask
+from supermask.strategy import K, Masker, Strategy
+
+
+class DNW(Strategy):
+    """Trains the weights; each forward pass keeps the top k share of |w| in each layer.
+
+    The gradient goes straight through to all weights, kept or not, so that an edge can come back.
+
+    Attributes:
+        k: fraction of each layer's weights kept, 0 < k <= 1.
+    """
+
+    k: K = 0.5
+
+    @property
+    def trains_weights(self) -> bool:
+        """True: the artifact stores the kept values."""
+        return True
+
+    @property
+    def density(self) -> float:
+        """k."""
+        return self.k
+
+    def attach(self, weight: Tensor, generator: torch.Generator) -> Masker:  # noqa: ARG002
+        """A masker without parameters: the weight is its own score."""
+        return DNWMasker(kept_count(weight.numel(), self.k))
+
+
+class DNWMasker(Masker):
+    """Keeps the largest |w|."""
+
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self.kept = kept
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight with all but its `kept` largest magnitudes zeroed; the gradient reaches every weight."""
+        masked: Tensor = _StraightThrough.apply(weight, self.kept)
+        return masked
+
+    def mask(self, weight: Tensor) -> Tensor:
+        """The `kept` largest |w|."""
+        return top_k_mask(weight.detach().abs(), self.kept)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, kept: int) -> Tensor:  # noqa: ARG004
+        return torch.where(top_k_mask(weight.abs(), kept), weight, 0.0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+        return grads[0], None

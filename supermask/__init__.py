@@ -1,0 +1,65 @@
+"""Find, keep and ship the subnetworks that work inside networks nobody trained.
+
+What needs torch is imported on first use, so that the command line does not pay for it before it must.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from supermask.errors import (
+    ArtifactError,
+    CorruptPictureError,
+    DeviceMemoryError,
+    IntegrityError,
+    Interrupted,
+    NonFiniteLossError,
+    NotFoundError,
+    StorageError,
+    SupermaskError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from supermask.api import Result, load, read, save, search
+    from supermask.artifact import Artifact
+    from supermask.datasets import Dataset
+
+__all__ = [
+    "Artifact",
+    "ArtifactError",
+    "CorruptPictureError",
+    "Dataset",
+    "DeviceMemoryError",
+    "IntegrityError",
+    "Interrupted",
+    "NonFiniteLossError",
+    "NotFoundError",
+    "Result",
+    "StorageError",
+    "SupermaskError",
+    "UsageError",
+    "load",
+    "read",
+    "save",
+    "search",
+]
+
+_HOMES = {
+    "Artifact": "artifact",
+    "Dataset": "datasets",
+    "Result": "api",
+    "load": "api",
+    "read": "api",
+    "save": "api",
+    "search": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'supermask' has no attribute {name!r}")
+    value = getattr(import_module(f"supermask.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,357 @@
+"""The Python interface: search, load and save."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from supermask import artifact as artifacts
+from supermask import checkpoint, distributed, masking, registry
+from supermask.artifact import ArchEntry, Artifact, InputEntry, LayerEntry, StrategyEntry
+from supermask.config import SearchConfig, first_difference, make_strategy, merged, resolve
+from supermask.data import EvaluationBatches, Share, TrainingBatches, View, hold_out
+from supermask.datasets import Dataset
+from supermask.device import pick_device, pick_precision, reported_memory
+from supermask.errors import UsageError
+from supermask.evaluate import Scores, evaluate
+from supermask.floors import floors
+from supermask.network import for_data, load_into
+from supermask.run import Record, Run, create
+from supermask.strategy import Strategy
+from supermask.trainer import Report, Trainer
+
+SAMPLES = 10  # networks that Zhou et al. sample for the accuracy they report
+# Pictures evaluated at once, without gradients.
+EVALUATION_BATCH = 500
+
+OpenRun = Callable[[SearchConfig], Run]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found.
+
+    Attributes:
+        model: the subnetwork, a plain module in evaluation mode; takes normalised float32 [N, C, H, W].
+        artifact: the subnetwork as it is kept; `supermask.save` writes it.
+        metrics: accuracies as fractions, as in the artifact.
+        config: the resolved configuration.
+        run: the run folder, if there is one.
+    """
+
+    model: nn.Module
+    artifact: Artifact
+    metrics: Mapping[str, Any]
+    config: SearchConfig
+    run: Run | None
+
+
+def search(
+    model_or_arch: nn.Module | str = "conv2",
+    data: Dataset | str = "digits",
+    *,
+    strategy: Strategy | str = "edge-popup",
+    run_dir: Path | str | None = None,
+    resume: bool = False,
+    **settings: Any,
+) -> Result:
+    """Find a subnetwork in a network nobody trained.
+
+        from supermask_strategies import EdgePopup
+        result = supermask.search("conv4", "cifar10", strategy=EdgePopup(k=0.5), epochs=10, optimizer={"lr": 0.1})
+        supermask.save(result, "my-artifact")
+
+    Args:
+        model_or_arch: an installed architecture's name (`arch={"args": {...}}` gives it arguments), or any module that
+            maps float32 pictures [N, C, H, W] to logits [N, classes]. A module is copied and its weights drawn anew;
+            biases and norms' scales and shifts that it has are trained beside the mask.
+        data: an installed data set's name, or `Dataset.from_arrays(...)`.
+        strategy: what to search for (EdgePopup: Ramanujan et al. 2020, section 3.2; Bernoulli: Zhou et al. 2019;
+            DNW: Wortsman et al. 2019), or an installed strategy's name with its defaults.
+        run_dir: folder for metrics, checkpoints and the artifact; nothing is written without one.
+        resume: continue the run in `run_dir`.
+        settings: keys of `SearchConfig`: seed, epochs, batch_size, device, optimizer={"lr": ...}, ...
+
+    Returns:
+        The subnetwork, as a module and as an artifact.
+
+    Raises:
+        UsageError: an unknown name, option or value, or data that the architecture cannot take.
+        NotFoundError: data that is not there.
+        NonFiniteLossError, DeviceMemoryError, StorageError, Interrupted: as their names say.
+    """
+    if isinstance(strategy, Strategy):
+        chosen = {"name": registry.strategy_name(strategy), "options": strategy.model_dump(mode="json")}
+    else:
+        chosen = {"name": strategy}
+    module = None if isinstance(model_or_arch, str) else copy.deepcopy(model_or_arch)
+    arch = model_or_arch if isinstance(model_or_arch, str) else f"module:{type(model_or_arch).__qualname__}"
+    named = {"strategy": chosen, "arch": {"name": arch}, "data": {"name": data if isinstance(data, str) else data.name}}
+    folder = None if run_dir is None else Path(run_dir)
+    if resume and folder is None:
+        raise UsageError("resume needs run_dir, the folder of the run to continue")
+    config = resume_config(Run(folder), settings, named) if resume and folder else resolve(merged(named), settings, named)
+    result = execute(
+        config,
+        module=module,
+        dataset=None if isinstance(data, str) else data,
+        open_run=folder and (lambda config: Run(folder) if resume else create(config, folder)),
+        resume=resume,
+    )
+    assert result is not None, "in a group of processes, call execute(), which gives the result to the first one only"
+    return result
+
+
+def resume_config(run: Run, *layers: Mapping[str, Any]) -> SearchConfig:
+    """The configuration of a run to continue; `layers` may repeat it but not change it.
+
+    Raises:
+        NotFoundError: there is no run.
+        UsageError: a layer asks for something else.
+    """
+    stored = run.config()
+    asked = resolve(*layers, base=stored.model_dump(mode="json", exclude_none=True))
+    difference = first_difference(stored, asked)
+    if difference:
+        raise UsageError(f"the run in {run.path} has {difference}; a resumed run cannot be changed: start another")
+    return stored
+
+
+def execute(
+    config: SearchConfig,
+    *,
+    module: nn.Module | None = None,
+    dataset: Dataset | None = None,
+    open_run: OpenRun | None = None,
+    resume: bool = False,
+    report: Report = lambda progress: None,
+) -> Result | None:
+    """Run the search that `config` describes; with several processes, all of them call this.
+
+    Args:
+        config: resolved.
+        module: the plain module to search, instead of the configured architecture.
+        dataset: the pictures, instead of the configured ones.
+        open_run: makes or opens the run folder, called in the first process when everything else is known to be sound.
+        resume: continue from the run folder's checkpoint.
+        report: told of progress.
+
+    Returns:
+        The result, in the first process; None in the others.
+    """
+    device = pick_device(config.device, distributed.local_rank())
+    precision = pick_precision(config.precision, device)
+    config = config.model_copy(
+        update={"device": device.type, "precision": "bfloat16" if precision == torch.bfloat16 else "float32"}
+    )
+    with distributed.processes(device) as share, reported_memory(config.batch_size, config.accumulate):
+        dataset = dataset or _open_in_turn(config, share)
+        plain, args = (module, {}) if module else for_data(config, dataset)
+        size = args.get("image_size") or config.data.image_size or dataset.image_size
+        view = View(size, dataset.mean, dataset.std, device)
+        training, held_out = hold_out(dataset, config.data.validation, config.seed)
+        batches = TrainingBatches(
+            training.train,
+            view,
+            batch_size=config.batch_size,
+            accumulate=config.accumulate,
+            augment=dataset.augment if config.data.augment == "auto" else config.data.augment,
+            seed=config.seed,
+            share=share,
+        )
+        watch = EvaluationBatches(held_out or dataset.test, view, EVALUATION_BATCH, share)
+        found = _Search(config, plain, args, dataset, view)
+        run = open_run(config) if open_run and (share.rank == 0 or resume) else None
+        trainer = Trainer(config, found.model, found.maskers, batches, watch, share, run, report)
+        stored = checkpoint.load(run.checkpoint) if run and resume else None
+        if stored is not None:
+            trainer.restore(stored)
+        if run and resume and share.rank == 0:
+            run.forget_after(trainer.epoch)
+        trainer.fit()
+        found.require_one_mask_everywhere()
+    return found.finish(batches, run, trainer.best["epoch"]) if share.rank == 0 else None
+
+
+def _open_in_turn(config: SearchConfig, share: Share) -> Dataset:
+    """The configured data, opened by the first process first, which may download, decode and cache it for all."""
+    for turn in (True, False):
+        if (share.rank == 0) == turn:
+            dataset = registry.open_dataset(
+                config.data.name,
+                root=Path(config.data.root),
+                image_size=config.data.image_size,
+                skip_corrupt=config.data.skip_corrupt,
+                workers=config.data.workers,
+            )
+        distributed.barrier()
+    return dataset
+
+
+class _Search:
+    """One network under search: drawn, with a strategy attached; later baked, measured and kept."""
+
+    def __init__(
+        self, config: SearchConfig, plain: nn.Module, args: dict[str, Any], dataset: Dataset, view: View
+    ) -> None:
+        self.config, self.args, self.dataset, self.view = config, args, dataset, view
+        self.strategy = make_strategy(config.strategy.name, config.strategy.options)
+        self.layers = masking.plan(plain, config.weights, self.strategy.density)
+        masking.draw_weights(plain, self.layers, config.seed)
+        self.plain = copy.deepcopy(plain)
+        self.maskers = masking.attach(plain, self.layers, self.strategy, config.seed)
+        self.model = plain.to(view.device)
+
+    def require_one_mask_everywhere(self) -> None:
+        """Check that every process found the same mask, as reduced gradients and shared sampling promise."""
+        masks = masking.masks(self.model, self.maskers)
+        hashes = distributed.gathered(masking.hash_of(masks))
+        assert len(set(hashes)) == 1, f"the processes ended with different masks: {hashes}"
+
+    def finish(self, batches: TrainingBatches, run: Run | None, best_epoch: int | None) -> Result:
+        """Bake, measure in float32 on the test pictures, and write the artifact."""
+        artifact = self._artifact(best_epoch)
+        subnetwork = load_into(artifact, copy.deepcopy(self.plain)).to(self.view.device)
+        test = EvaluationBatches(self.dataset.test, self.view, EVALUATION_BATCH)
+        scores = evaluate(subnetwork, test)
+        metrics: dict[str, Any] = {
+            "test_accuracy": scores.top1,
+            "test_top5": scores.top5,
+            "test_loss": scores.loss,
+            "test_pictures": scores.n,
+        }
+        if best_epoch is not None:
+            metrics["best_epoch"] = best_epoch
+        if self.strategy.stochastic:
+            sampled = [self._sampled(test, sample) for sample in range(SAMPLES)]
+            metrics["sampled_accuracy_mean"] = statistics.mean(sampled)
+            metrics["sampled_accuracy_std"] = statistics.stdev(sampled)
+        kept = {layer.name: layer.kept for layer in artifact.config.layers}
+        metrics |= floors(self.plain, self.layers, kept, self.config.seed, batches, test)
+        artifact = artifacts.with_metrics(artifact, metrics)
+        if run is not None:
+            artifacts.write(artifact, run.artifact)
+        return Result(subnetwork.cpu(), artifact, metrics, self.config, run)
+
+    def _sampled(self, test: EvaluationBatches, sample: int) -> float:
+        masking.reseed(self.maskers, self.view.device, self.config.seed, "sample", sample)
+        return evaluate(self.model, test, sampling=self.maskers.values()).top1
+
+    def _artifact(self, best_epoch: int | None) -> Artifact:
+        masks = masking.masks(self.model, self.maskers)
+        values: dict[str, Tensor] = {}
+        entries = []
+        for layer in self.layers:
+            weight = masking.original(self.model, layer.name).cpu()
+            scale = self.maskers[layer.name].scale(weight) if layer.masked else 1.0
+            if self.strategy.trains_weights:
+                values[layer.name] = weight * scale
+            entries.append(
+                LayerEntry(
+                    name=layer.name,
+                    shape=list(layer.shape),
+                    masked=layer.masked,
+                    kept=int(masks[layer.name].sum()) if layer.masked else layer.n,
+                    values="stored" if self.strategy.trains_weights else "seed",
+                    distribution=layer.distribution,
+                    std=layer.std * scale,
+                )
+            )
+        config = self.config
+        return artifacts.encode(
+            arch=ArchEntry(name=config.arch.name, args=self.args),
+            seed=config.seed,
+            strategy=StrategyEntry(name=config.strategy.name, options=config.strategy.options),
+            layers=entries,
+            masks=masks,
+            values=values,
+            state=masking.plain_state(self.model, self.layers),
+            input=InputEntry(
+                shape=[self.dataset.channels, self.view.image_size, self.view.image_size],
+                mean=list(self.dataset.mean),
+                std=list(self.dataset.std),
+            ),
+            labels=list(self.dataset.classes),
+            metrics={},
+            provenance={
+                "dataset": self.dataset.name,
+                "recipe": config.recipe,
+                "supermask": version("supermask"),
+                "torch": torch.__version__,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "config": config.model_dump(mode="json", exclude_none=True, exclude={"data": {"root"}}),
+            },
+        )
+
+
+def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
+    """The subnetwork in an artifact's folder, ready to use.
+
+    Args:
+        path: a folder that holds config.json and model.safetensors, or a run folder.
+        model: a module of the searched architecture to copy and fill, where that is not an installed one.
+
+    Returns:
+        A plain module in evaluation mode on the CPU that maps normalised float32 pictures [N, C, H, W] (see
+        `input` in config.json) to logits [N, classes]. Its weights are float32, zero where not kept (docs/format.md).
+
+    Raises:
+        NotFoundError: no artifact there.
+        ArtifactError: it breaks a rule of docs/format.md; names the file and the place.
+    """
+    return load_into(read(path), copy.deepcopy(model))
+
+
+def read(path: Path | str) -> Artifact:
+    """The artifact in a folder (its own or its run's): what it says, without building the network.
+
+    Raises:
+        NotFoundError: no artifact there.
+        ArtifactError: it breaks a rule of docs/format.md; names the file and the place.
+    """
+    path = Path(path)
+    of_run = path / "artifact"
+    return artifacts.read(of_run if not (path / artifacts.CONFIG).exists() and of_run.is_dir() else path)
+
+
+def save(result: Result, path: Path | str) -> None:
+    """Write a search's artifact into the folder `path`, made if need be.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    artifacts.write(result.artifact, Path(path))
+
+
+def evaluate_artifact(
+    artifact: Artifact, model: nn.Module, dataset: Dataset, device: torch.device, batch_size: int = EVALUATION_BATCH
+) -> Scores:
+    """Accuracy of an artifact's subnetwork on a data set's test pictures, in float32.
+
+    Raises:
+        UsageError: the pictures have other channels or classes than the artifact was made for.
+    """
+    entry = artifact.config.input
+    if dataset.channels != entry.shape[0]:
+        raise UsageError(f"the artifact takes {entry.shape[0]} channels, {dataset.name} has {dataset.channels}")
+    if list(dataset.classes) != artifact.config.labels:
+        raise UsageError(
+            f"the artifact knows the classes {_few(artifact.config.labels)}, {dataset.name} has {_few(dataset.classes)}"
+        )
+    view = View(entry.shape[1], tuple(entry.mean), tuple(entry.std), device)
+    with reported_memory(batch_size):
+        return evaluate(model.to(device), EvaluationBatches(dataset.test, view, batch_size))
+
+
+def _few(names: Any) -> str:
+    return f"{', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''} ({len(names)})"
+

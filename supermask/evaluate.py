@@ -1,0 +1,70 @@
+"""Accuracy of a network on a split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from supermask import distributed
+from supermask.data import EvaluationBatches
+
+@dataclass(frozen=True)
+class Scores:
+    """Results on n pictures.
+
+    Attributes:
+        top1: fraction of pictures whose class comes first.
+        top5: fraction of pictures whose class is among the first five (of fewer classes: always 1).
+        loss: mean cross-entropy, nats.
+        n: pictures.
+    """
+
+    top1: float
+    top5: float
+    loss: float
+    n: int
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    batches: EvaluationBatches,
+    precision: torch.dtype = torch.float32,
+    sampling: Iterable[nn.Module] = (),
+) -> Scores:
+    """Evaluate `model`, in evaluation mode, over all processes.
+
+    The mode of each module is as before afterwards. Masked weights are computed once, not for each batch.
+
+    Args:
+        model: logits of pictures.
+        batches: what to measure on.
+        precision: of activations.
+        sampling: modules left in training mode: maskers that are to sample.
+    """
+    device = batches.view.device
+    sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    for module in sampling:
+        module.train()
+    try:
+        with parametrize.cached(), torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            for pictures, labels in batches:
+                sums += _tally(model(pictures).float(), labels)
+    finally:
+        for module, training in modes:
+            module.training = training
+    top1, top5, loss, n = distributed.summed(sums).tolist()
+    return Scores(top1 / n, top5 / n, loss / n, int(n))
+
+
+def _tally(logits: Tensor, labels: Tensor) -> Tensor:
+    ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
+    loss = F.cross_entropy(logits, labels, reduction="sum")
+    return torch.stack([ranked[:, 0].sum(), ranked.sum(), loss, torch.tensor(len(labels), device=logits.device)])

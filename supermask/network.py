@@ -1,0 +1,117 @@
+"""From an architecture's name to a module: built for the data, and rebuilt from an artifact."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from supermask import registry
+from supermask.artifact import CONFIG, TENSORS, Artifact, LayerEntry
+from supermask.config import SearchConfig
+from supermask.datasets import Dataset
+from supermask.errors import ArtifactError, UsageError
+
+log = logging.getLogger(__name__)
+
+# Sizes that architectures of the field are made for; 299 is Inception's.
+USUAL_SIZES = (16, 32, 64, 128, 224, 256, 299, 384)
+
+
+def for_data(config: SearchConfig, dataset: Dataset) -> tuple[nn.Module, dict[str, Any]]:
+    """The configured architecture built for `dataset`, and its complete arguments.
+
+    Pictures keep their size, or take the configured one. If the architecture refuses the data's own size, the next
+    larger usual size that it takes is chosen, and pictures are upsampled.
+
+    Raises:
+        UsageError: an unknown architecture or argument, or no size fits.
+    """
+    own = {"in_channels": dataset.channels, "num_classes": len(dataset.classes)}
+    for key in {*own, "image_size"} & set(config.arch.args):
+        raise UsageError(f"arch.args.{key} comes from the data; set the picture size with --set data.image_size=...")
+    sizes = [config.data.image_size or dataset.image_size]
+    if config.data.image_size is None:
+        sizes += [size for size in USUAL_SIZES if size > dataset.image_size]
+    refusal: UsageError | None = None
+    for size in sizes:
+        args = {**config.arch.args, **own, "image_size": size}
+        try:
+            model = registry.build(config.arch.name, args)
+        except UsageError as error:
+            if not isinstance(error.__cause__, ValueError):
+                raise
+            refusal = refusal or error
+            continue
+        if size != sizes[0]:
+            log.info("upsampling %s from %d to %d pixels, which %s needs", dataset.name, sizes[0], size, config.arch.name)
+        return model, args
+    assert refusal is not None
+    raise refusal
+
+
+def load_into(artifact: Artifact, model: nn.Module | None = None) -> nn.Module:
+    """The artifact's subnetwork as a module in evaluation mode: plain weights, those not kept zero.
+
+    Args:
+        artifact: as read.
+        model: the module to fill, for an architecture that is not installed; by default a new one is built.
+
+    Raises:
+        ArtifactError: the architecture is not installed or has other weights, or the weights' hash is wrong.
+    """
+    if model is None:
+        # First without memory, so that an artifact that lies about its size is refused before any is taken.
+        with torch.device("meta"):
+            check_shapes(artifact, _build(artifact))
+        with _NoRandomFill():
+            model = _build(artifact)
+    check_shapes(artifact, model)
+    state: dict[str, Tensor] = dict(artifact.state)
+    for layer, weights in artifact.weights():
+        state[layer.name] = torch.from_numpy(weights)
+    model.load_state_dict(state, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def _build(artifact: Artifact) -> nn.Module:
+    arch = artifact.config.arch
+    try:
+        return registry.build(arch.name, arch.args)
+    except UsageError as error:
+        raise ArtifactError(f"{CONFIG}: arch: {error}; if a package brings it, install that") from error
+
+
+def check_shapes(artifact: Artifact, model: nn.Module) -> None:
+    """Raise ArtifactError unless the artifact has exactly the model's state, layers in its order."""
+    theirs: Mapping[str, Tensor] = model.state_dict()
+    layers: dict[str, LayerEntry] = {layer.name: layer for layer in artifact.config.layers}
+    arch = artifact.config.arch.name
+    for name, layer in layers.items():
+        if name not in theirs or list(theirs[name].shape) != layer.shape:
+            expected = list(theirs[name].shape) if name in theirs else "no such weight"
+            raise ArtifactError(f"{CONFIG}: layer {name}: {arch} has {expected}, not {layer.shape}")
+    if list(layers) != [name for name in theirs if name in layers]:
+        raise ArtifactError(f"{CONFIG}: layers: not in the order of the state_dict of {arch}")
+    for key, value in artifact.state.items():
+        if key in layers or key not in theirs:
+            raise ArtifactError(f"{TENSORS}: tensor state/{key}: {arch} has no such state")
+        if (value.shape, value.dtype) != (theirs[key].shape, theirs[key].dtype):
+            expected = f"{theirs[key].dtype} {list(theirs[key].shape)}"
+            raise ArtifactError(f"{TENSORS}: tensor state/{key}: {expected} expected, not {value.dtype} {list(value.shape)}")
+    for key in theirs:
+        if key not in layers and key not in artifact.state:
+            raise ArtifactError(f"{TENSORS}: tensor state/{key}: missing, {arch} has it")
+
+
+class _NoRandomFill(TorchFunctionMode):
+    """Skips random initialisation: every value it would set is set from the artifact."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+        if func in {Tensor.uniform_, Tensor.normal_}:
+            return args[0]
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,1 @@
+"""Recipes: one TOML file each, with the keys of `supermask.config.SearchConfig`."""
