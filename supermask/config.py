@@ -92,7 +92,7 @@ class SearchConfig(_Table):
     recipe: Annotated[str, Field(description="where the settings came from; says nothing by itself")] = ""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
     epochs: Annotated[int, Field(ge=1)] = 20
-    batch_size: Annotated[int, Field(ge=1, description="pictures per optimiser step, over all processes")] = 64
+    batch_size: Annotated[int, Field(ge=1, description="pictures per optimiser step, over all processes")] = 32
     accumulate: Annotated[int, Field(ge=1, description="passes that a step is split into, to save memory")] = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep: Annotated[Literal["last", "best"], Field(description="the epoch kept; best needs data.validation")] = "last"

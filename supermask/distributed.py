@@ -28,6 +28,11 @@ def processes(device: torch.device) -> Iterator[Share]:
         dist.destroy_process_group()
 
 
+def rank() -> int:
+    """This process's number among all, known before they join."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def local_rank() -> int:
     """This process's number on its machine: the GPU it takes."""
     return int(os.environ.get("LOCAL_RANK", "0"))

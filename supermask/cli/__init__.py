@@ -1,0 +1,54 @@
+"""The command line: `supermask`. This module only assembles; torch is imported inside commands."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from supermask.cli import artifact, listing, search
+from supermask.errors import Interrupted, SupermaskError
+
+app = typer.Typer(
+    name="supermask",
+    help="Find, keep and ship the subnetworks that work inside networks nobody trained.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for module in (search, artifact, listing):
+    module.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"supermask {version('supermask')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Find, keep and ship the subnetworks that work inside networks nobody trained."""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failed, 2 usage, 3 not found, 4 integrity, 130 interrupted."""
+    signal.signal(signal.SIGINT, _interrupt)
+    try:
+        app(args=args, prog_name="supermask")
+    except SupermaskError as error:
+        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    # While a search trains, the trainer takes Ctrl-C and saves; here there is nothing to save.
+    raise Interrupted("interrupted")

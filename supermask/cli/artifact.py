@@ -1,0 +1,152 @@
+"""supermask eval, info and verify: commands on an artifact, by default the latest run's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from supermask.cli.output import (
+    AsJson,
+    DataRoot,
+    Device,
+    given_or_latest,
+    percent,
+    print_json,
+    print_table,
+    size,
+    speak,
+)
+
+ArtifactPath = Annotated[
+    Path | None, typer.Argument(metavar="[ARTIFACT]", help="Folder of an artifact or a run. [default: runs/latest]")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command(
+        "eval", epilog="Examples:\n\n    supermask eval\n\n    supermask eval my-artifact --data folder:pictures"
+    )(evaluate)
+    app.command(epilog="Examples:\n\n    supermask info\n\n    supermask info my-artifact --json")(info)
+    app.command(epilog="Example:\n\n    supermask verify my-artifact && echo sound")(verify)
+
+
+def evaluate(
+    path: ArtifactPath = None,
+    data: Annotated[str | None, typer.Option(help="[default: what the artifact was searched on]")] = None,
+    data_root: DataRoot = "data",
+    skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable pictures.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.", show_default=True)] = 500,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Measure an artifact's accuracy on the test pictures of a data set, in float32."""
+    speak()
+    from supermask import api, registry
+    from supermask.device import pick_device
+    from supermask.network import load_into
+
+    artifact = api.read(given_or_latest(path))
+    name = data or artifact.config.provenance.get("dataset", "")
+    dataset = registry.open_dataset(
+        name, root=Path(data_root), image_size=artifact.config.input.shape[1], skip_corrupt=skip_corrupt
+    )
+    scores = api.evaluate_artifact(artifact, load_into(artifact), dataset, pick_device(device), batch_size)
+    if as_json:
+        print_json({"data": name, "accuracy": scores.top1, "top5": scores.top5, "loss": scores.loss, "pictures": scores.n})
+        return
+    print_table(
+        [
+            ("accuracy", percent(scores.top1)),
+            ("among the first five", percent(scores.top5)),
+            ("cross-entropy", f"{scores.loss:.4f} nats"),
+            ("test pictures", f"{scores.n:,} of {name}"),
+        ]
+    )
+
+
+def info(path: ArtifactPath = None, as_json: AsJson = False) -> None:
+    """Show an artifact's layers, kept weights and size, against the entropy bound and against float32."""
+    from supermask import api
+    from supermask.bitpack import entropy_bits
+
+    artifact = api.read(given_or_latest(path))
+    config = artifact.config
+    layers = [
+        {
+            "name": layer.name,
+            "shape": layer.shape,
+            "weights": layer.n,
+            "kept": layer.kept,
+            "values": layer.values,
+            "distribution": layer.distribution,
+            "std": layer.std,
+            "mask_bits": layer.n if layer.masked else 0,
+            "entropy_bits": entropy_bits(layer.kept, layer.n) if layer.masked else 0.0,
+        }
+        for layer in config.layers
+    ]
+    weights, kept = sum(layer.n for layer in config.layers), sum(layer.kept for layer in config.layers)
+    bound = sum(layer["entropy_bits"] for layer in layers) / 8
+    summary = {
+        "arch": config.arch.model_dump(),
+        "strategy": config.strategy.model_dump(),
+        "seed": config.seed,
+        "weights": weights,
+        "kept": kept,
+        "artifact_bytes": artifact.size,
+        "mask_bytes": sum(-(-layer["mask_bits"] // 8) for layer in layers),
+        "entropy_bound_bytes": bound,
+        "float32_bytes": 4 * weights,
+        "metrics": config.metrics,
+        "provenance": config.provenance,
+        "layers": layers,
+    }
+    if as_json:
+        print_json(summary)
+        return
+    print_table(
+        [
+            (
+                layer["name"],
+                " x ".join(map(str, layer["shape"])),
+                f"{layer['weights']:,}",
+                f"{layer['kept']:,}",
+                percent(layer["kept"] / layer["weights"]),
+                layer["values"],
+            )
+            for layer in layers
+        ],
+        header=("layer", "shape", "weights", "kept", "share", "values"),
+        numbers=(2, 3, 4),
+    )
+    print()
+    rows = [
+        ("strategy", f"{config.strategy.name} {config.strategy.options}"),
+        ("architecture", f"{config.arch.name} {config.arch.args}"),
+        ("seed", str(config.seed)),
+        ("weights kept", f"{kept:,} of {weights:,} ({percent(kept / weights)})"),
+        ("artifact", f"{size(artifact.size)}, {8 * artifact.size / weights:.3f} bits a weight"),
+        ("masks", f"{size(summary['mask_bytes'])}; entropy bound N*H(k) {size(bound)}"),
+        ("as float32", f"{size(4 * weights)}, {4 * weights / artifact.size:.1f} times as much"),
+    ]
+    if "test_accuracy" in config.metrics:
+        rows.append(("accuracy", f"{percent(config.metrics['test_accuracy'])} on {config.provenance.get('dataset')}"))
+    print_table(rows)
+
+
+def verify(path: ArtifactPath = None, as_json: AsJson = False) -> None:
+    """Check an artifact by every rule of its format, its weights' hash included; exit code 4 if one is broken."""
+    from supermask import api
+    from supermask.network import load_into
+
+    folder = given_or_latest(path)
+    artifact = api.read(folder)
+    load_into(artifact)
+    weights = sum(layer.n for layer in artifact.config.layers)
+    if as_json:
+        print_json({"path": str(folder), "sound": True, "weights": weights, "sha256": artifact.config.sha256.weights})
+    else:
+        print(f"{folder} is sound: {weights:,} weights, SHA-256 {artifact.config.sha256.weights}")

@@ -1,0 +1,89 @@
+"""supermask strategies, zoo and recipes: what is installed."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Annotated, Any
+
+import typer
+
+from supermask.cli.output import AsJson, print_json, print_table
+
+Name = Annotated[str | None, typer.Argument(help="Show this one.", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    app.command(epilog="Examples:\n\n    supermask strategies\n\n    supermask strategies edge-popup")(strategies)
+    app.command(epilog="Examples:\n\n    supermask zoo\n\n    supermask zoo conv4\n\n    supermask zoo --json")(zoo)
+    app.command(epilog="Examples:\n\n    supermask recipes\n\n    supermask recipes conv4-cifar10 > my.toml")(recipes)
+
+
+def strategies(name: Name = None, as_json: AsJson = False) -> None:
+    """List the installed mask searches, or show one's options."""
+    if name is None:
+        _list("strategies", as_json)
+        return
+    from supermask.registry import strategy_class
+
+    chosen = strategy_class(name)
+    options = [
+        {"option": key, "default": field.default, "type": _type_name(field.annotation), "about": field.description or ""}
+        for key, field in chosen.model_fields.items()
+    ]
+    _show(name, inspect.getdoc(chosen) or "", options, as_json)
+
+
+def zoo(name: Name = None, as_json: AsJson = False) -> None:
+    """List the installed architectures, or show one's arguments."""
+    if name is None:
+        _list("architectures", as_json)
+        return
+    from supermask.registry import architecture
+
+    function: Any = architecture(name)
+    arguments = [
+        {"option": key, "default": argument.default, "type": str(argument.annotation), "about": ""}
+        for key, argument in inspect.signature(function).parameters.items()
+        if argument.default is not inspect.Parameter.empty
+    ]
+    _show(name, inspect.getdoc(function.func) or "", arguments, as_json)
+
+
+def recipes(name: Name = None, as_json: AsJson = False) -> None:
+    """List the installed recipes, or print one's TOML."""
+    import tomllib
+
+    from supermask import registry
+
+    if name is not None:
+        text = registry.recipe(name)
+        print_json(tomllib.loads(text)) if as_json else print(text, end="")
+        return
+    heads = {name: text.splitlines()[0].removeprefix("# ") for name, text in registry.recipes().items()}
+    print_json(heads) if as_json else print_table(heads.items(), header=("recipe", "what it is"))
+
+
+def _list(kind: str, as_json: bool) -> None:
+    from supermask.registry import installed, package_of
+
+    rows = [(name, package_of(point), point.value) for name, point in installed(kind).items()]
+    if as_json:
+        print_json([dict(zip(("name", "package", "object"), row, strict=True)) for row in rows])
+    else:
+        print_table(rows, header=("name", "package", "object"))
+
+
+def _show(name: str, about: str, options: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json({"name": name, "about": about, "options": options})
+        return
+    print(f"{name}: {about}")
+    if options:
+        print()
+        rows = [(o["option"], str(o["default"]), o["type"], o["about"]) for o in options]
+        print_table(rows, header=("option", "default", "type", ""))
+
+
+def _type_name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
