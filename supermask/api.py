@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from supermask import artifact as artifacts
 from supermask import checkpoint, distributed, masking, registry
-from supermask.artifact import ArchEntry, Artifact, InputEntry, LayerEntry, StrategyEntry
+from supermask.artifact import UNHASHED, ArchEntry, Artifact, ArtifactConfig, InputEntry, LayerEntry, StrategyEntry
 from supermask.config import SearchConfig, first_difference, make_strategy, merged, resolve
 from supermask.data import EvaluationBatches, Share, TrainingBatches, View, hold_out
 from supermask.datasets import Dataset
@@ -25,7 +25,7 @@ from supermask.errors import UsageError
 from supermask.evaluate import Scores, evaluate
 from supermask.floors import floors
 from supermask.network import for_data, load_into
-from supermask.run import Record, Run, create
+from supermask.run import Run, create
 from supermask.strategy import Strategy
 from supermask.trainer import Report, Trainer
 
@@ -96,17 +96,19 @@ def search(
     module = None if isinstance(model_or_arch, str) else copy.deepcopy(model_or_arch)
     arch = model_or_arch if isinstance(model_or_arch, str) else f"module:{type(model_or_arch).__qualname__}"
     named = {"strategy": chosen, "arch": {"name": arch}, "data": {"name": data if isinstance(data, str) else data.name}}
-    folder = None if run_dir is None else Path(run_dir)
-    if resume and folder is None:
-        raise UsageError("resume needs run_dir, the folder of the run to continue")
-    config = resume_config(Run(folder), settings, named) if resume and folder else resolve(merged(named), settings, named)
-    result = execute(
-        config,
-        module=module,
-        dataset=None if isinstance(data, str) else data,
-        open_run=folder and (lambda config: Run(folder) if resume else create(config, folder)),
-        resume=resume,
-    )
+    if run_dir is None:
+        if resume:
+            raise UsageError("resume needs run_dir, the folder of the run to continue")
+        config, open_run = resolve(merged(named), settings, named), None
+    else:
+        folder = Path(run_dir)
+        config = resume_config(Run(folder), settings, named) if resume else resolve(merged(named), settings, named)
+
+        def open_run(config: SearchConfig) -> Run:
+            return Run(folder) if resume else create(config, folder)
+
+    pictures = None if isinstance(data, str) else data
+    result = execute(config, module=module, dataset=pictures, open_run=open_run, resume=resume)
     assert result is not None, "in a group of processes, call execute(), which gives the result to the first one only"
     return result
 
@@ -267,30 +269,29 @@ class _Search:
                 )
             )
         config = self.config
-        return artifacts.encode(
+        about = ArtifactConfig(
             arch=ArchEntry(name=config.arch.name, args=self.args),
             seed=config.seed,
             strategy=StrategyEntry(name=config.strategy.name, options=config.strategy.options),
             layers=entries,
-            masks=masks,
-            values=values,
-            state=masking.plain_state(self.model, self.layers),
             input=InputEntry(
                 shape=[self.dataset.channels, self.view.image_size, self.view.image_size],
                 mean=list(self.dataset.mean),
                 std=list(self.dataset.std),
             ),
             labels=list(self.dataset.classes),
-            metrics={},
             provenance={
                 "dataset": self.dataset.name,
                 "recipe": config.recipe,
                 "supermask": version("supermask"),
                 "torch": torch.__version__,
                 "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                # Without the folder of the data, which tells about its owner's machine and nothing else.
                 "config": config.model_dump(mode="json", exclude_none=True, exclude={"data": {"root"}}),
             },
+            sha256=UNHASHED,
         )
+        return artifacts.encode(about, masks, values, masking.plain_state(self.model, self.layers))
 
 
 def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
@@ -354,4 +355,3 @@ def evaluate_artifact(
 
 def _few(names: Any) -> str:
     return f"{', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''} ({len(names)})"
-

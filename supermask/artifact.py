@@ -1,7 +1,7 @@
 """The artifact: a seed and one bit per weight, written and read as docs/format.md says.
 
-A reader trusts nothing: it bounds sizes before it takes memory, checks structure, hashes and shapes, says which file and
-layer is wrong, and runs no code that came with the artifact.
+A reader trusts nothing: it bounds sizes before it takes memory, checks structure, hashes and shapes, says which file
+and layer is wrong, and runs no code that came with the artifact.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -94,6 +94,9 @@ class Hashes(_Section):
     tensors: Annotated[Sha256, Field(alias=TENSORS)]
     weights: Sha256
     config: Sha256 | None = None
+
+
+UNHASHED = Hashes(tensors="0" * 64, weights="0" * 64)
 
 
 class ArtifactConfig(_Section):
@@ -181,76 +184,46 @@ class Artifact:
 
 
 def _little_endian(weights: Float32s) -> memoryview:
-    return memoryview(np.ascontiguousarray(weights, dtype="<f4")).cast("B")
+    return np.ascontiguousarray(weights, dtype="<f4").data.cast("B")
 
 
 def encode(
-    *,
-    arch: ArchEntry,
-    seed: int,
-    strategy: StrategyEntry,
-    layers: list[LayerEntry],
-    masks: Mapping[str, Tensor],
-    values: Mapping[str, Tensor],
-    state: Mapping[str, Tensor],
-    input: InputEntry,  # noqa: A002 - the format's word
-    labels: list[str],
-    metrics: Mapping[str, Any],
-    provenance: Mapping[str, Any],
+    config: ArtifactConfig, masks: Mapping[str, Tensor], values: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> Artifact:
-    """An artifact in memory, with its hashes.
+    """An artifact in memory, its hashes filled in.
 
     Args:
-        arch: see `ArchEntry`.
-        seed: of the draw.
-        strategy: see `StrategyEntry`.
-        layers: in the plain architecture's `state_dict` order; `kept` must agree with `masks`.
-        masks: bool tensors of the layers' shapes, for every masked layer.
+        config: with `sha256=UNHASHED`; its layers in the plain architecture's `state_dict` order.
+        masks: bool tensors of the layers' shapes, for every masked layer; as many true as the layer's `kept`.
         values: float32 tensors of the layers' shapes, for every layer whose values are `signs` or `stored`.
         state: the remaining entries of the plain `state_dict`.
-        input: see `InputEntry`.
-        labels: class names.
-        metrics: results; accuracies are fractions.
-        provenance: where the artifact comes from.
     """
     tensors: dict[str, Tensor] = {}
-    for layer in layers:
+    for layer in config.layers:
         mask = masks[layer.name].numpy() if layer.masked else np.ones(layer.shape, dtype=np.bool_)
         if layer.masked:
             tensors[f"mask/{layer.name}"] = torch.from_numpy(bitpack.pack(mask))
         if layer.values != "seed":
-            kept = np.ascontiguousarray(values[layer.name].numpy())[mask] + np.float32(0)
+            kept = values[layer.name].numpy()[mask] + np.float32(0)
             if layer.values == "signs":
                 tensors[f"signs/{layer.name}"] = torch.from_numpy(bitpack.pack(kept > 0))
             else:
                 tensors[f"values/{layer.name}"] = torch.from_numpy(kept)
     tensors |= {f"state/{key}": value.contiguous() for key, value in state.items()}
-    serialized = serialize(tensors)
-    config = ArtifactConfig(
-        arch=arch,
-        seed=seed,
-        strategy=strategy,
-        layers=layers,
-        input=input,
-        labels=labels,
-        metrics=dict(metrics),
-        provenance=dict(provenance),
-        sha256=Hashes(tensors=hashlib.sha256(serialized).hexdigest(), weights="0" * 64),
-    )
-    unhashed = Artifact(config, tensors, serialized)
+    artifact = Artifact(config, tensors, serialize(tensors))
     total = hashlib.sha256()
-    for layer in layers:
-        total.update(_little_endian(unhashed._weights(layer)))
-    return with_metrics(unhashed, metrics, weights=total.hexdigest())
+    for layer in config.layers:
+        total.update(_little_endian(artifact._weights(layer)))
+    hashes = Hashes(tensors=hashlib.sha256(artifact.serialized).hexdigest(), weights=total.hexdigest())
+    return with_metrics(replace(artifact, config=config.model_copy(update={"sha256": hashes})), config.metrics)
 
 
-def with_metrics(artifact: Artifact, metrics: Mapping[str, Any], weights: str | None = None) -> Artifact:
+def with_metrics(artifact: Artifact, metrics: Mapping[str, Any]) -> Artifact:
     """The artifact with other metrics, its configuration hashed anew."""
-    hashes = artifact.config.sha256.model_copy(update={"config": None} | ({"weights": weights} if weights else {}))
+    hashes = artifact.config.sha256.model_copy(update={"config": None})
     config = artifact.config.model_copy(update={"metrics": dict(metrics), "sha256": hashes})
-    digest = config_hash(_as_json(config))
-    config = config.model_copy(update={"sha256": hashes.model_copy(update={"config": digest})})
-    return Artifact(config, artifact.tensors, artifact.serialized)
+    hashes = hashes.model_copy(update={"config": config_hash(_as_json(config))})
+    return replace(artifact, config=config.model_copy(update={"sha256": hashes}))
 
 
 def _as_json(config: ArtifactConfig) -> dict[str, Any]:
@@ -280,7 +253,9 @@ def write(artifact: Artifact, folder: Path) -> None:
         for name, content in ((TENSORS, artifact.serialized), (CONFIG, _config_text(artifact.config))):
             write_atomically(folder / name, content)
     except OSError as error:
-        raise StorageError(f"cannot write the artifact to {folder}: {error.strerror}; free space or name another") from error
+        raise StorageError(
+            f"cannot write the artifact to {folder}: {error.strerror}; free space or name another"
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -385,7 +360,9 @@ def _check_layers(config: ArtifactConfig) -> None:
         _require(layer.name not in seen, CONFIG, where, "the name stands there twice")
         seen.add(layer.name)
         _require(layer.kept <= layer.n, CONFIG, where, f"kept is {layer.kept} of {layer.n} weights")
-        _require(layer.masked or layer.kept == layer.n, CONFIG, where, f"not masked, but kept is {layer.kept}, not {layer.n}")
+        _require(
+            layer.masked or layer.kept == layer.n, CONFIG, where, f"not masked, but kept is {layer.kept}, not {layer.n}"
+        )
         if layer.values == "seed":
             _require(layer.distribution is not None, CONFIG, where, "drawn from the seed, but has no distribution")
         if layer.values != "stored":

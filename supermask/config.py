@@ -63,8 +63,12 @@ class DataConfig(_Table):
 
     name: str = "digits"
     root: Annotated[str, Field(description="folder of downloaded data")] = "data"
-    image_size: Annotated[int | None, Field(gt=0, le=4096, description="pixels; default: what data and net agree on")] = None
-    augment: Annotated[Literal["auto", "none", "crop-flip"], Field(description="auto: what suits the data set")] = "auto"
+    image_size: Annotated[
+        int | None, Field(gt=0, le=4096, description="pixels; default: what data and net agree on")
+    ] = None
+    augment: Annotated[Literal["auto", "none", "crop-flip"], Field(description="auto: what suits the data set")] = (
+        "auto"
+    )
     validation: Annotated[float, Field(ge=0, lt=1, description="fraction of the training pictures held out")] = 0.0
     skip_corrupt: bool = False
     workers: Annotated[int, Field(ge=0, description="processes that decode pictures of large data sets")] = 2
@@ -113,7 +117,9 @@ class SearchConfig(_Table):
         if self.keep == "best" and not self.data.validation:
             raise ValueError("keep = best needs data.validation > 0: nothing is ever selected on the test set")
         if self.schedule.warmup_epochs >= self.epochs and self.schedule.warmup_epochs:
-            raise ValueError(f"schedule.warmup_epochs = {self.schedule.warmup_epochs} must be below epochs = {self.epochs}")
+            raise ValueError(
+                f"schedule.warmup_epochs = {self.schedule.warmup_epochs} must be below epochs = {self.epochs}"
+            )
         return self
 
 

@@ -79,7 +79,10 @@ def crop_flip(images: Tensor, draws: Tensor) -> Tensor:
     size = images.shape[-1]
     padded = F.pad(images, [padding(size)] * 4)
     place = torch.arange(size, device=images.device)
-    rows, columns = draws[:, 0, None] + place, draws[:, 1, None] + torch.where(draws[:, 2, None] == 1, place.flip(0), place)
+    rows, columns = (
+        draws[:, 0, None] + place,
+        draws[:, 1, None] + torch.where(draws[:, 2, None] == 1, place.flip(0), place),
+    )
     sample = torch.arange(len(images), device=images.device)[:, None, None]
     return padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
@@ -105,7 +108,9 @@ class TrainingBatches:
                 f"{accumulate}; take a multiple of {parts}"
             )
         if batch_size > len(split):
-            raise UsageError(f"batch_size = {batch_size} exceeds the {len(split)} training pictures; take a smaller one")
+            raise UsageError(
+                f"batch_size = {batch_size} exceeds the {len(split)} training pictures; take a smaller one"
+            )
         self.split, self.view, self.augment, self.seed = split, view, augment, seed
         self.batch_size, self.accumulate, self.share = batch_size, accumulate, share
         self.steps = len(split) // batch_size
@@ -121,7 +126,11 @@ class TrainingBatches:
         places = torch.arange(self.steps * self.batch_size).reshape(
             self.steps, self.accumulate, self.share.world_size, -1
         )[start:, :, self.share.rank]
-        return self._from_files(epoch, order, places) if isinstance(self.split, Files) else self._from_memory(epoch, order, places)
+        return (
+            self._from_files(epoch, order, places)
+            if isinstance(self.split, Files)
+            else self._from_memory(epoch, order, places)
+        )
 
     def _from_memory(self, epoch: int, order: Tensor, places: Tensor) -> Iterator[list[Batch]]:
         device = self.view.device
@@ -186,7 +195,7 @@ class _Stream:
         self.wanted: Wanted = []
         self.loader: DataLoader[Any] = DataLoader(
             _Decoder(files, augment),  # type: ignore[arg-type]
-            batch_sampler=_Sampler(self),  # type: ignore[arg-type]
+            batch_sampler=_Sampler(self),
             collate_fn=list,
             num_workers=files.workers,
             persistent_workers=files.workers > 0,

@@ -154,10 +154,12 @@ class Dataset:
                 raise UsageError(f"{name}: {part} images are {images.dtype} {shape}; expected uint8 [N, C, H, H]")
             if labels.dtype != torch.int64 or labels.shape != shape[:1] or not len(labels):
                 raise UsageError(
-                    f"{name}: {part} labels are {labels.dtype} {tuple(labels.shape)}; expected int64 [{shape[0]}], N > 0"
+                    f"{name}: {part} labels are {labels.dtype} {list(labels.shape)}; expected int64 [{shape[0]}], not 0"
                 )
             if not (int(labels.min()) >= 0 and int(labels.max()) < len(classes)):
-                raise UsageError(f"{name}: {part} labels reach {int(labels.max())}, but there are {len(classes)} classes")
+                raise UsageError(
+                    f"{name}: {part} labels reach {int(labels.max())}, but there are {len(classes)} classes"
+                )
         if train[0].shape[1:] != test[0].shape[1:]:
             raise UsageError(
                 f"{name}: train pictures are {tuple(train[0].shape[1:])}, test pictures {tuple(test[0].shape[1:])}"
@@ -236,7 +238,7 @@ def content_key(files: Iterable[Path]) -> str:
     return total.hexdigest()
 
 
-def digits(request: Request) -> Dataset:  # noqa: ARG001 - nothing to ask: it ships with scikit-learn
+def digits(request: Request) -> Dataset:
     """The 1,797 handwritten digits of 8x8 pixels that scikit-learn ships; every fifth one is a test picture."""
 
     def build() -> Dataset:
@@ -269,7 +271,7 @@ def fashion_mnist(request: Request) -> Dataset:
 
 
 # The statistics that the field uses (Ramanujan et al.'s code among others).
-CIFAR10_STATISTICS = {"mean": (0.491, 0.482, 0.447), "std": (0.247, 0.243, 0.262)}
+CIFAR10_STATISTICS: dict[str, Any] = {"mean": (0.491, 0.482, 0.447), "std": (0.247, 0.243, 0.262)}
 
 
 def cifar10(request: Request) -> Dataset:

@@ -69,7 +69,7 @@ def draw(seed: int, name: str, shape: Sequence[int], distribution: Distribution,
         seed: 0 <= seed < 2^53.
         name: the tensor's `state_dict` key.
         shape: of the result; any number of elements.
-        distribution: `signed-constant` (+-std), `constant` (std), `uniform` or `normal` (mean 0, standard deviation std).
+        distribution: `signed-constant` (+-std), `constant` (std), `uniform` or `normal` (mean 0).
         std: float64, finite, >= 0.
 
     Returns:
@@ -97,7 +97,7 @@ def draw(seed: int, name: str, shape: Sequence[int], distribution: Distribution,
         if signs is not None:
             _gather_signs(signs, words.view(np.uint8), chunk)
         else:
-            u = (words[: chunk.size] + 0.5) * 2.0**-32
+            u: Float64s = (words[: chunk.size] + np.float64(0.5)) * 2.0**-32
             chunk[:] = std * (math.sqrt(3.0) * (2.0 * u - 1.0) if distribution == "uniform" else normal_quantile(u))
     return weights
 
@@ -183,7 +183,7 @@ def _log(x: Float64s) -> Float64s:
     e = np.where(small, e - 1, e)
     s = (m - 1.0) / (m + 1.0)
     z = s * s
-    return cast("Float64s", e * LN2 + 2.0 * s * _horner(ATANH_SERIES, z))
+    return e * LN2 + 2.0 * s * _horner(ATANH_SERIES, z)
 
 
 def normal_quantile(u: Float64s) -> Float64s:
@@ -195,4 +195,4 @@ def normal_quantile(u: Float64s) -> Float64s:
     tail = u[in_tail]
     r = np.sqrt(-_log(np.minimum(tail, 1.0 - tail))) - 1.6
     value[in_tail] = np.copysign(_horner(TAIL[0], r) / _horner(TAIL[1], r), q[in_tail])
-    return cast("Float64s", value)
+    return value

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from supermask import distributed
 from supermask.data import EvaluationBatches
 
+
 @dataclass(frozen=True)
 class Scores:
     """Results on n pictures.

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from supermask.datasets import Dataset, Files, Pictures, Request, cached
+from supermask.datasets import Dataset, Files, Request, cached
 from supermask.errors import CorruptPictureError, NotFoundError
 from supermask.torchvision_import import ensure_torchvision
 
@@ -80,7 +80,13 @@ def imagenet(request: Request) -> Dataset:
 
 def _streaming(name: str, train: ImageFolder, test: ImageFolder, request: Request, size: int) -> Dataset:
     parts = [
-        Files(tuple(path for path, _ in part.samples), torch.tensor(part.targets), size, request.skip_corrupt, request.workers)
+        Files(
+            tuple(path for path, _ in part.samples),
+            torch.tensor(part.targets),
+            size,
+            request.skip_corrupt,
+            request.workers,
+        )
         for part in (train, test)
     ]
     mean, std = IMAGENET_STATISTICS
@@ -128,7 +134,9 @@ def decode(path: str, size: int, channels: int) -> Tensor | str:
     """One picture as uint8 [channels, size, size], shorter side resized and the centre cut out, or why not."""
     try:
         with Image.open(path) as picture:
-            square = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BILINEAR)
+            square = ImageOps.fit(
+                picture.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BILINEAR
+            )
     except UNREADABLE as error:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
     return torch.from_numpy(np.array(square)).reshape(size, size, channels).permute(2, 0, 1)
@@ -165,5 +173,3 @@ def refuse_or_name(bad: list[str], skip_corrupt: bool) -> None:
             "it, or leave such pictures out with --skip-corrupt"
         )
     log.warning("left out %d pictures that do not decode: %s", len(bad), ", ".join(bad))
-
-

@@ -114,7 +114,7 @@ def draw_weights(model: nn.Module, layers: list[Layer], seed: int) -> None:
             model.get_parameter(layer.name).copy_(torch.from_numpy(drawn(layer, seed)))
 
 
-def drawn(layer: Layer, seed: int):  # type: ignore[no-untyped-def]  # noqa: ANN201
+def drawn(layer: Layer, seed: int):  # type: ignore[no-untyped-def]
     """The layer's weights under `seed`: float32 of its shape."""
     return draw(seed, layer.name, layer.shape, layer.distribution, layer.std)
 
@@ -155,7 +155,7 @@ def original(model: nn.Module, name: str) -> Tensor:
     path, _, part = name.rpartition(".")
     module = model.get_submodule(path)
     if parametrize.is_parametrized(module, part):
-        weights: Tensor = module.parametrizations[part].original  # type: ignore[index, union-attr, assignment]
+        weights: Tensor = module.parametrizations[part].original  # type: ignore[index, union-attr]
         return weights.detach()
     return getattr(module, part).detach()  # type: ignore[no-any-return]
 

@@ -48,7 +48,9 @@ def for_data(config: SearchConfig, dataset: Dataset) -> tuple[nn.Module, dict[st
             refusal = refusal or error
             continue
         if size != sizes[0]:
-            log.info("upsampling %s from %d to %d pixels, which %s needs", dataset.name, sizes[0], size, config.arch.name)
+            log.info(
+                "upsampling %s from %d to %d pixels, which %s needs", dataset.name, sizes[0], size, config.arch.name
+            )
         return model, args
     assert refusal is not None
     raise refusal
@@ -102,7 +104,9 @@ def check_shapes(artifact: Artifact, model: nn.Module) -> None:
             raise ArtifactError(f"{TENSORS}: tensor state/{key}: {arch} has no such state")
         if (value.shape, value.dtype) != (theirs[key].shape, theirs[key].dtype):
             expected = f"{theirs[key].dtype} {list(theirs[key].shape)}"
-            raise ArtifactError(f"{TENSORS}: tensor state/{key}: {expected} expected, not {value.dtype} {list(value.shape)}")
+            raise ArtifactError(
+                f"{TENSORS}: tensor state/{key}: {expected} expected, not {value.dtype} {list(value.shape)}"
+            )
     for key in theirs:
         if key not in layers and key not in artifact.state:
             raise ArtifactError(f"{TENSORS}: tensor state/{key}: missing, {arch} has it")
@@ -111,7 +115,7 @@ def check_shapes(artifact: Artifact, model: nn.Module) -> None:
 class _NoRandomFill(TorchFunctionMode):
     """Skips random initialisation: every value it would set is set from the artifact."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ARG002
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in {Tensor.uniform_, Tensor.normal_}:
             return args[0]
         return func(*args, **(kwargs or {}))

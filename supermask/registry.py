@@ -13,7 +13,7 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from supermask.errors import NotFoundError, UsageError, did_you_mean
+from supermask.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +71,9 @@ def strategy_name(strategy: Strategy) -> str:
     path = f"{type(strategy).__module__}:{type(strategy).__qualname__}"
     for name, point in installed("strategies").items():
         # The entry point may name the class where it is re-exported, so compare the class when the text differs.
-        if point.value == path or (point.value.endswith(f":{type(strategy).__qualname__}") and point.load() is type(strategy)):
+        if point.value == path or (
+            point.value.endswith(f":{type(strategy).__qualname__}") and point.load() is type(strategy)
+        ):
             return name
     return path
 
@@ -132,9 +134,9 @@ def recipe(name: str) -> str:
     """The TOML text of the recipe `name`.
 
     Raises:
-        NotFoundError: no installed package has it.
+        UsageError: no installed package has it.
     """
     known = recipes()
     if name not in known:
-        raise NotFoundError(f"no recipe {name!r}; {did_you_mean(name, known)}")
+        raise UsageError(f"no recipe {name!r}; {did_you_mean(name, known)}")
     return known[name]

@@ -72,8 +72,8 @@ def _reported(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"cannot write to {path}: {error.strerror}; everything written before is intact: free space or name another "
-            "folder with --run-dir"
+            f"cannot write to {path}: {error.strerror}; everything written before is intact: free space, or name "
+            "another folder with --run-dir"
         ) from error
 
 

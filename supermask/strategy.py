@@ -56,8 +56,8 @@ class Masker(nn.Module, ABC):
     def mask(self, weight: Tensor) -> Tensor:
         """The mask that is kept: bool, the shape of `weight`, deterministic."""
 
-    def scale(self, weight: Tensor) -> float:  # noqa: ARG002 - part of the contract
-        """The factor on the drawn standard deviation with which kept weights are used; 1 where weights are untouched."""
+    def scale(self, weight: Tensor) -> float:
+        """The factor on the drawn standard deviation of the kept weights; 1 where they are untouched."""
         return 1.0
 
     def after_step(self, weight: Tensor, step: int) -> None:

@@ -17,7 +17,7 @@ def ensure_torchvision() -> None:
         RuntimeError: torchvision fails to import for another reason.
     """
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "operator torchvision::nms does not exist" not in str(error):
             raise

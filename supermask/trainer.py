@@ -156,7 +156,9 @@ class Trainer:
 
     def _check_finite(self, loss: Tensor) -> None:
         if not math.isfinite(loss.item()):
-            kept = f"the last good checkpoint is in {self.run.path}" if self.run and self.run.checkpoint.exists() else ""
+            kept = (
+                f"the last good checkpoint is in {self.run.path}" if self.run and self.run.checkpoint.exists() else ""
+            )
             raise NonFiniteLossError(
                 f"the loss became {loss.item()} in epoch {self.epoch + 1}, step {self.step}; try a lower --lr than "
                 f"{self.config.optimizer.lr}{'; ' * bool(kept)}{kept}"
@@ -191,7 +193,9 @@ class Trainer:
         if self._all_wish(wish):
             self.save()
             where = f"; continue with: supermask search --resume --run-dir {self.run.path}" if self.run else ""
-            raise Interrupted(f"stopped in epoch {self.epoch + 1} after step {self.step} of {self.batches.steps}{where}")
+            raise Interrupted(
+                f"stopped in epoch {self.epoch + 1} after step {self.step} of {self.batches.steps}{where}"
+            )
         if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
             self.save()
 
@@ -251,7 +255,7 @@ def _polite_stop() -> Iterator[Wish]:
         return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def ask(number: int, frame: FrameType | None) -> None:
         wish.stop = True
         signal.signal(number, before[signal.Signals(number)])
 

@@ -33,7 +33,7 @@ class Bernoulli(Strategy):
         """sigmoid(logit_init)."""
         return float(torch.sigmoid(torch.tensor(self.logit_init, dtype=torch.float64)))
 
-    def attach(self, weight: Tensor, generator: torch.Generator) -> Masker:  # noqa: ARG002
+    def attach(self, weight: Tensor, generator: torch.Generator) -> Masker:
         """A masker whose logits all start at `logit_init`."""
         return BernoulliMasker(torch.full_like(weight, self.logit_init), self.rescale)
 
@@ -58,7 +58,7 @@ class BernoulliMasker(Masker):
             sample = sample * (sample.numel() / sample.sum().clamp(min=1.0))
         return weight * sample
 
-    def mask(self, weight: Tensor) -> Tensor:  # noqa: ARG002
+    def mask(self, weight: Tensor) -> Tensor:
         """The weights more likely kept than not: sigmoid(m) > 0.5."""
         return self.logits.detach() > 0
 

@@ -21,7 +21,7 @@ class Dense(Strategy):
         """1."""
         return 1.0
 
-    def attach(self, weight: Tensor, generator: torch.Generator) -> Masker:  # noqa: ARG002
+    def attach(self, weight: Tensor, generator: torch.Generator) -> Masker:
         """A masker that masks nothing."""
         return DenseMasker()
 

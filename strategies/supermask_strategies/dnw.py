@@ -32,7 +32,7 @@ class DNW(Strategy):
         """k."""
         return self.k
 
-    def attach(self, weight: Tensor, generator: torch.Generator) -> Masker:  # noqa: ARG002
+    def attach(self, weight: Tensor, generator: torch.Generator) -> Masker:
         """A masker without parameters: the weight is its own score."""
         return DNWMasker(kept_count(weight.numel(), self.k))
 
@@ -46,7 +46,7 @@ class DNWMasker(Masker):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight with all but its `kept` largest magnitudes zeroed; the gradient reaches every weight."""
-        masked: Tensor = _StraightThrough.apply(weight, self.kept)
+        masked: Tensor = _StraightThrough.apply(weight, self.kept)  # type: ignore[no-untyped-call]
         return masked
 
     def mask(self, weight: Tensor) -> Tensor:
@@ -56,9 +56,9 @@ class DNWMasker(Masker):
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, kept: int) -> Tensor:  # noqa: ARG004
+    def forward(ctx: Any, weight: Tensor, kept: int) -> Tensor:
         return torch.where(top_k_mask(weight.abs(), kept), weight, 0.0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return grads[0], None

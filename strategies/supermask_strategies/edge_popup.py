@@ -49,10 +49,10 @@ class EdgePopupMasker(Masker):
 
     def forward(self, weight: Tensor) -> Tensor:
         """w * h(s), with h = 1 on the subnetwork; the gradient goes straight through h to |s|."""
-        masked: Tensor = _StraightThrough.apply(self.scores, weight, self.kept)
+        masked: Tensor = _StraightThrough.apply(self.scores, weight, self.kept)  # type: ignore[no-untyped-call]
         return masked
 
-    def mask(self, weight: Tensor) -> Tensor:  # noqa: ARG002
+    def mask(self, weight: Tensor) -> Tensor:
         """The `kept` largest |scores|."""
         return top_k_mask(self.scores.detach().abs(), self.kept)
 

@@ -49,6 +49,6 @@ class RandomSubnetMasker(Masker):
         """The kept weights; the others are zero and get no gradient."""
         return torch.where(self.fixed, weight, 0.0)
 
-    def mask(self, weight: Tensor) -> Tensor:  # noqa: ARG002
+    def mask(self, weight: Tensor) -> Tensor:
         """The fixed mask."""
         return self.fixed

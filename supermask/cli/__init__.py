@@ -49,6 +49,6 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+def _interrupt(number: int, frame: FrameType | None) -> None:
     # While a search trains, the trainer takes Ctrl-C and saves; here there is nothing to save.
     raise Interrupted("interrupted")

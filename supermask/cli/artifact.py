@@ -55,7 +55,9 @@ def evaluate(
     )
     scores = api.evaluate_artifact(artifact, load_into(artifact), dataset, pick_device(device), batch_size)
     if as_json:
-        print_json({"data": name, "accuracy": scores.top1, "top5": scores.top5, "loss": scores.loss, "pictures": scores.n})
+        print_json(
+            {"data": name, "accuracy": scores.top1, "top5": scores.top5, "loss": scores.loss, "pictures": scores.n}
+        )
         return
     print_table(
         [
@@ -70,66 +72,53 @@ def evaluate(
 def info(path: ArtifactPath = None, as_json: AsJson = False) -> None:
     """Show an artifact's layers, kept weights and size, against the entropy bound and against float32."""
     from supermask import api
-    from supermask.bitpack import entropy_bits
+    from supermask.bitpack import entropy_bits, packed_size
+    from supermask.registry import shown
 
     artifact = api.read(given_or_latest(path))
     config = artifact.config
-    layers = [
-        {
-            "name": layer.name,
-            "shape": layer.shape,
-            "weights": layer.n,
-            "kept": layer.kept,
-            "values": layer.values,
-            "distribution": layer.distribution,
-            "std": layer.std,
-            "mask_bits": layer.n if layer.masked else 0,
-            "entropy_bits": entropy_bits(layer.kept, layer.n) if layer.masked else 0.0,
-        }
-        for layer in config.layers
-    ]
-    weights, kept = sum(layer.n for layer in config.layers), sum(layer.kept for layer in config.layers)
-    bound = sum(layer["entropy_bits"] for layer in layers) / 8
-    summary = {
-        "arch": config.arch.model_dump(),
-        "strategy": config.strategy.model_dump(),
-        "seed": config.seed,
-        "weights": weights,
-        "kept": kept,
-        "artifact_bytes": artifact.size,
-        "mask_bytes": sum(-(-layer["mask_bits"] // 8) for layer in layers),
-        "entropy_bound_bytes": bound,
-        "float32_bytes": 4 * weights,
-        "metrics": config.metrics,
-        "provenance": config.provenance,
-        "layers": layers,
-    }
+    layers = config.layers
+    weights, kept = sum(layer.n for layer in layers), sum(layer.kept for layer in layers)
+    masked = [layer for layer in layers if layer.masked]
+    mask_bytes = sum(packed_size(layer.n) for layer in masked)
+    bound = sum(entropy_bits(layer.kept, layer.n) for layer in masked) / 8
     if as_json:
-        print_json(summary)
+        print_json(
+            {
+                **config.model_dump(mode="json", by_alias=True),
+                "weights": weights,
+                "kept": kept,
+                "artifact_bytes": artifact.size,
+                "mask_bytes": mask_bytes,
+                "entropy_bound_bytes": bound,
+                "float32_bytes": 4 * weights,
+            }
+        )
         return
     print_table(
         [
             (
-                layer["name"],
-                " x ".join(map(str, layer["shape"])),
-                f"{layer['weights']:,}",
-                f"{layer['kept']:,}",
-                percent(layer["kept"] / layer["weights"]),
-                layer["values"],
+                layer.name,
+                " x ".join(map(str, layer.shape)),
+                f"{layer.n:,}",
+                f"{layer.kept:,}",
+                percent(layer.kept / layer.n),
+                f"{8 * packed_size(layer.n):,}" if layer.masked else "0",
+                layer.values,
             )
             for layer in layers
         ],
-        header=("layer", "shape", "weights", "kept", "share", "values"),
-        numbers=(2, 3, 4),
+        header=("layer", "shape", "weights", "kept", "share", "mask bits", "values"),
+        numbers=(2, 3, 4, 5),
     )
     print()
     rows = [
-        ("strategy", f"{config.strategy.name} {config.strategy.options}"),
-        ("architecture", f"{config.arch.name} {config.arch.args}"),
+        ("strategy", f"{config.strategy.name} ({shown(config.strategy.options)})"),
+        ("architecture", f"{config.arch.name} ({shown(config.arch.args)})"),
         ("seed", str(config.seed)),
         ("weights kept", f"{kept:,} of {weights:,} ({percent(kept / weights)})"),
         ("artifact", f"{size(artifact.size)}, {8 * artifact.size / weights:.3f} bits a weight"),
-        ("masks", f"{size(summary['mask_bytes'])}; entropy bound N*H(k) {size(bound)}"),
+        ("masks", f"{size(mask_bytes)}, against an entropy bound N*H(k) of {size(bound)}"),
         ("as float32", f"{size(4 * weights)}, {4 * weights / artifact.size:.1f} times as much"),
     ]
     if "test_accuracy" in config.metrics:

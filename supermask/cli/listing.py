@@ -28,7 +28,12 @@ def strategies(name: Name = None, as_json: AsJson = False) -> None:
 
     chosen = strategy_class(name)
     options = [
-        {"option": key, "default": field.default, "type": _type_name(field.annotation), "about": field.description or ""}
+        {
+            "option": key,
+            "default": field.default,
+            "type": _type_name(field.annotation),
+            "about": field.description or "",
+        }
         for key, field in chosen.model_fields.items()
     ]
     _show(name, inspect.getdoc(chosen) or "", options, as_json)

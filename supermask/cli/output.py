@@ -75,4 +75,3 @@ def given_or_latest(path: Path | None) -> Path:
     if path is None and not latest.exists():
         raise NotFoundError(f"no artifact named, and no {latest} here; name a folder, or run supermask search first")
     return path or latest
-

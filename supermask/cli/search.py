@@ -40,7 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=EXAMPLES)(search)
 
 
-def search(  # noqa: PLR0913 - one parameter for each flag
+def search(  # noqa: PLR0913, PLR0917 - one parameter for each flag
     strategy: Annotated[str | None, typer.Option(help="See supermask strategies. [default: edge-popup]")] = None,
     arch: Annotated[str | None, typer.Option(help="See supermask zoo. [default: conv2]")] = None,
     data: Annotated[
@@ -140,7 +140,9 @@ def _progress(epochs: int) -> Iterator[Report]:
             bar.update(task, description=words, total=epochs * progress.steps, completed=done)
             if progress.record is not None:
                 accuracies = {key: value for key, value in progress.record.items() if key.endswith("_accuracy")}
-                words = ", ".join(f"{key.removesuffix('_accuracy')} {percent(value)}" for key, value in accuracies.items())
+                words = ", ".join(
+                    f"{key.removesuffix('_accuracy')} {percent(value)}" for key, value in accuracies.items()
+                )
                 bar.update(task, seen=words)
 
         yield report
@@ -152,7 +154,13 @@ def _print(result: Result, as_json: bool) -> None:
     kept, total = sum(layer.kept for layer in layers), sum(layer.n for layer in layers)
     assert result.run is not None
     if as_json:
-        summary = {**metrics, "kept": kept, "weights": total, "artifact_bytes": artifact.size, "float32_bytes": 4 * total}
+        summary = {
+            **metrics,
+            "kept": kept,
+            "weights": total,
+            "artifact_bytes": artifact.size,
+            "float32_bytes": 4 * total,
+        }
         print_json({**summary, "artifact": str(result.run.artifact), "config": result.config.model_dump(mode="json")})
         return
     config = result.config

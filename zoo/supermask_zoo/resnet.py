@@ -15,6 +15,7 @@ MIN_IMAGE_SIZE = 32
 
 
 def _resnet(layout: str, *, in_channels: int, image_size: int, num_classes: int, bias: bool, affine: bool) -> nn.Module:
+    """`layout` as torchvision defines it; `bias` keeps the last layer's bias, `affine` the norms' scale and shift."""
     ensure_torchvision()
     import torchvision
 
@@ -30,7 +31,7 @@ def _resnet(layout: str, *, in_channels: int, image_size: int, num_classes: int,
 def resnet18(
     *, in_channels: int, image_size: int, num_classes: int, bias: bool = False, affine: bool = False
 ) -> nn.Module:
-    """ResNet-18 for ImageNet. `bias` keeps the last layer's bias, `affine` the batch norms' scale and shift."""
+    """ResNet-18 for ImageNet. `bias`, `affine`: see `_resnet`."""
     return _resnet(
         "resnet18", in_channels=in_channels, image_size=image_size, num_classes=num_classes, bias=bias, affine=affine
     )
@@ -39,7 +40,7 @@ def resnet18(
 def resnet34(
     *, in_channels: int, image_size: int, num_classes: int, bias: bool = False, affine: bool = False
 ) -> nn.Module:
-    """ResNet-34 for ImageNet. `bias` keeps the last layer's bias, `affine` the batch norms' scale and shift."""
+    """ResNet-34 for ImageNet. `bias`, `affine`: see `_resnet`."""
     return _resnet(
         "resnet34", in_channels=in_channels, image_size=image_size, num_classes=num_classes, bias=bias, affine=affine
     )
@@ -48,7 +49,7 @@ def resnet34(
 def resnet50(
     *, in_channels: int, image_size: int, num_classes: int, bias: bool = False, affine: bool = False
 ) -> nn.Module:
-    """ResNet-50 for ImageNet; 25,502,912 weights. `bias` keeps the last layer's bias, `affine` the batch norms' scale and shift."""
+    """ResNet-50 for ImageNet; 25,502,912 weights. `bias`, `affine`: see `_resnet`."""
     return _resnet(
         "resnet50", in_channels=in_channels, image_size=image_size, num_classes=num_classes, bias=bias, affine=affine
     )
@@ -57,7 +58,7 @@ def resnet50(
 def resnet101(
     *, in_channels: int, image_size: int, num_classes: int, bias: bool = False, affine: bool = False
 ) -> nn.Module:
-    """ResNet-101 for ImageNet. `bias` keeps the last layer's bias, `affine` the batch norms' scale and shift."""
+    """ResNet-101 for ImageNet. `bias`, `affine`: see `_resnet`."""
     return _resnet(
         "resnet101", in_channels=in_channels, image_size=image_size, num_classes=num_classes, bias=bias, affine=affine
     )
@@ -66,9 +67,14 @@ def resnet101(
 def wide_resnet50(
     *, in_channels: int, image_size: int, num_classes: int, bias: bool = False, affine: bool = False
 ) -> nn.Module:
-    """Wide ResNet-50-2 for ImageNet; 68,814,016 weights. `bias` keeps the last layer's bias, `affine` the batch norms' scale and shift."""
+    """Wide ResNet-50-2 for ImageNet; 68,814,016 weights. `bias`, `affine`: see `_resnet`."""
     return _resnet(
-        "wide_resnet50_2", in_channels=in_channels, image_size=image_size, num_classes=num_classes, bias=bias, affine=affine
+        "wide_resnet50_2",
+        in_channels=in_channels,
+        image_size=image_size,
+        num_classes=num_classes,
+        bias=bias,
+        affine=affine,
     )
 
 
@@ -77,7 +83,7 @@ def resnet18_cifar(
 ) -> nn.Module:
     """ResNet-18 for small pictures: 3x3 stride-1 stem, no stem pool; 11,164,352 weights with 3 channels, 10 classes.
 
-    `bias` keeps the last layer's bias, `affine` the batch norms' scale and shift.
+    `bias`, `affine`: see `_resnet`.
     """
     ensure_torchvision()
     import torchvision

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from supermask.torchvision_import import ensure_torchvision
@@ -33,7 +35,7 @@ def timm_model(
     if not timm.is_model(name):
         raise LookupError(name, timm.list_models())
     card = timm.get_pretrained_cfg(name)
-    sized = {"img_size": image_size} if card is not None and card.fixed_input_size else {}
+    sized: dict[str, Any] = {"img_size": image_size} if card is not None and card.fixed_input_size else {}
 
     def build() -> nn.Module:
         model: nn.Module = timm.create_model(
