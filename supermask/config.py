@@ -6,13 +6,14 @@ run folder, and, for `arch` and `strategy`, those of an artifact's `config.json`
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from supermask import registry
 from supermask.draw import MAX_SEED
@@ -90,6 +91,12 @@ class ScheduleConfig(_Table):
     warmup_epochs: Annotated[int, Field(ge=0)] = 0
 
 
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+        raise ValueError("expected auto, cpu, mps, cuda or cuda:N")
+    return name
+
+
 class SearchConfig(_Table):
     """Everything that a search depends on."""
 
@@ -100,7 +107,7 @@ class SearchConfig(_Table):
     accumulate: Annotated[int, Field(ge=1, description="passes that a step is split into, to save memory")] = 1
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep: Annotated[Literal["last", "best"], Field(description="the epoch kept; best needs data.validation")] = "last"
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Annotated[str, AfterValidator(_known_device)] = "auto"
     checkpoint_seconds: Annotated[float, Field(ge=0, description="a checkpoint at the latest after so long")] = 60.0
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Field(description="of activations")] = "auto"
     arch: ArchConfig = ArchConfig()

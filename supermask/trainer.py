@@ -82,17 +82,18 @@ class Trainer:
         self.run, self.report = run, report
         self.device = batches.view.device
         self.precision = pick_precision(config.precision, self.device)
-        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = make_optimizer(config.optimizer, trained) if trained else None
-        self.network = self._for_all_processes(bool(trained))
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        # A random subnetwork may have nothing to train but the statistics of its batch norms.
+        self.optimizer = make_optimizer(config.optimizer, self.trained) if self.trained else None
+        self.network = self._for_all_processes()
         self.epoch = self.step = 0
         # Sums over the epoch so far: loss, correct pictures, pictures. On the device, so that adding never waits.
         self.sums = torch.zeros(3, device=self.device)
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": None, "state": None}
         self.saved_at = time.monotonic()
 
-    def _for_all_processes(self, trained: bool) -> nn.Module:
-        if self.share.world_size == 1 or not trained:
+    def _for_all_processes(self) -> nn.Module:
+        if self.share.world_size == 1 or not self.trained:
             return self.model
         if self.device.type == "cuda":
             self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
@@ -124,7 +125,7 @@ class Trainer:
             self.step += 1
             looks = self.step % LOOK_EVERY == 0 or self.device.type == "cpu"
             if looks:
-                self._check_finite(loss)
+                self._require_finite(loss.item(), trained=self.step % LOOK_EVERY == 0)
             self.report(Progress(self.epoch, self.step, self.batches.steps, loss.item() if looks else None))
             self._stop_or_save(wish)
         self._close_epoch(time.monotonic() - began, factor)
@@ -154,18 +155,25 @@ class Trainer:
     def _without_reduction(self) -> Any:
         return self.network.no_sync() if isinstance(self.network, DistributedDataParallel) else nullcontext()
 
-    def _check_finite(self, loss: Tensor) -> None:
-        if not math.isfinite(loss.item()):
-            kept = (
-                f"the last good checkpoint is in {self.run.path}" if self.run and self.run.checkpoint.exists() else ""
-            )
-            raise NonFiniteLossError(
-                f"the loss became {loss.item()} in epoch {self.epoch + 1}, step {self.step}; try a lower --lr than "
-                f"{self.config.optimizer.lr}{'; ' * bool(kept)}{kept}"
-            )
+    def _require_finite(self, loss: float, trained: bool) -> None:
+        """Stop unless the loss is finite and, if `trained`, everything that is trained too.
+
+        Scores can become NaN behind a finite loss: such scores keep no weight at all.
+        """
+        if math.isfinite(loss) and (not trained or self._trained_are_finite()):
+            return
+        what = "what is trained became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
+        kept = f"; the last good checkpoint is in {self.run.path}" if self.run and self.run.checkpoint.exists() else ""
+        raise NonFiniteLossError(
+            f"{what} in epoch {self.epoch + 1}, step {self.step}; try a lower --lr than {self.config.optimizer.lr}{kept}"
+        )
+
+    def _trained_are_finite(self) -> bool:
+        return bool(torch.isfinite(torch.nn.utils.get_total_norm(self.trained)).item())
 
     def _close_epoch(self, seconds: float, factor: float) -> None:
         loss, correct, pictures = distributed.summed(self.sums).tolist()
+        self._require_finite(loss, trained=True)
         seen = evaluate(self.model, self.watch, self.precision)
         part = "validation" if self.config.data.validation else "test"
         record = {
@@ -178,7 +186,6 @@ class Trainer:
             f"{part}_loss": seen.loss,
             "seconds": round(seconds, 3),
         }
-        self._check_finite(self.sums[0])
         if self.config.keep == "best" and seen.top1 > self.best["accuracy"]:
             self.best = {"accuracy": seen.top1, "epoch": self.epoch + 1, "state": self._state()}
         self.epoch, self.step = self.epoch + 1, 0
@@ -208,8 +215,10 @@ class Trainer:
         return bool(distributed.summed(torch.tensor(int(wish.stop), device=self.device)).item())
 
     def save(self) -> None:
-        """Write the checkpoint, if there is a run folder and the loss is finite."""
-        if self.run is None or self.share.rank != 0 or not math.isfinite(self.sums[0].item()):
+        """Write the checkpoint, if there is a run folder and what it would keep is finite."""
+        if self.run is None or self.share.rank != 0:
+            return
+        if not (math.isfinite(self.sums[0].item()) and self._trained_are_finite()):
             return
         content = {
             "epoch": self.epoch,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +20,9 @@ class DNW(Strategy):
     Attributes:
         k: fraction of each layer's weights kept, 0 < k <= 1.
     """
+
+    # Ten times below the learning rate of scores: at 0.1 trained weights diverge on the default search.
+    optimizer_defaults: ClassVar[Mapping[str, Any]] = {"lr": 0.01}
 
     k: K = 0.5
 

@@ -1,0 +1,85 @@
+"""The selection, against the stable sort that defines it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch import Tensor
+
+from supermask.select import kept_count, top_k_mask
+
+
+def by_sorting(magnitudes: Tensor, kept: int) -> Tensor:
+    """Algorithm 1 of Ramanujan et al.: sort, and keep the last `kept` places."""
+    mask = torch.zeros(magnitudes.numel(), dtype=torch.bool)
+    order = torch.sort(magnitudes.flatten(), stable=True).indices
+    mask[order[magnitudes.numel() - kept :]] = True
+    return mask.view_as(magnitudes)
+
+
+few_values = st.sampled_from([0.0, 1e-45, 1e-38, 0.25, 0.5, 1.0, 3e38, np.inf])
+any_value = st.floats(0, np.inf, width=32)
+
+
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=9), elements=st.one_of(few_values, any_value)),
+    st.data(),
+)
+def test_the_mask_is_that_of_a_full_stable_sort(values: np.ndarray, data: st.DataObject) -> None:  # type: ignore[type-arg]
+    kept = data.draw(st.integers(0, values.size))
+    magnitudes = torch.from_numpy(values)
+    mask = top_k_mask(magnitudes, kept)
+    assert mask.dtype == torch.bool
+    assert int(mask.sum()) == kept
+    assert torch.equal(mask, by_sorting(magnitudes, kept))
+
+
+N = 200_000
+ramp = torch.arange(N, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    "magnitudes",
+    [
+        torch.ones(N),
+        ramp,
+        ramp.flip(0),
+        torch.cat([ramp[: N // 2], ramp[: N // 2].flip(0)]),
+        torch.rand(N, generator=torch.Generator().manual_seed(0)),
+        (torch.rand(N, generator=torch.Generator().manual_seed(1)) * 100).floor(),
+        torch.rand(N, generator=torch.Generator().manual_seed(2)) * 1e-40,
+        torch.where(ramp % 3 == 0, torch.inf, ramp),
+    ],
+    ids=["constant", "rising", "falling", "roof", "random", "many ties", "denormal", "infinite"],
+)
+@pytest.mark.parametrize("k", [1e-5, 0.3, 0.5, 0.99, 1.0])
+def test_unfriendly_scores_are_selected_exactly(magnitudes: Tensor, k: float) -> None:
+    kept = kept_count(N, k)
+    assert torch.equal(top_k_mask(magnitudes, kept), by_sorting(magnitudes, kept))
+
+
+def test_of_equal_scores_the_later_ones_are_kept() -> None:
+    assert top_k_mask(torch.ones(2, 3), 2).tolist() == [[False, False, False], [False, True, True]]
+
+
+def test_the_device_path_follows_the_same_rule() -> None:
+    # "meta" has no values; the branch for accelerators is tried where there is one.
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    magnitudes = (torch.rand(N, generator=torch.Generator().manual_seed(1)) * 100).floor()
+    assert torch.equal(top_k_mask(magnitudes.cuda(), N // 3).cpu(), by_sorting(magnitudes, N // 3))
+
+
+def test_channels_last_scores_are_ranked_in_c_order() -> None:
+    scores = torch.ones(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    assert torch.equal(top_k_mask(scores, 5), by_sorting(scores.contiguous(), 5))
+
+
+@given(st.integers(1, 10**8), st.floats(1e-6, 1))
+def test_the_kept_count_is_algorithm_1s(n: int, k: float) -> None:
+    assert kept_count(n, k) == n - int((1 - k) * n)
+    assert 1 <= kept_count(n, k) <= n
