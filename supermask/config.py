@@ -108,7 +108,9 @@ class SearchConfig(_Table):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     keep: Annotated[Literal["last", "best"], Field(description="the epoch kept; best needs data.validation")] = "last"
     device: Annotated[str, AfterValidator(_known_device)] = "auto"
-    checkpoint_seconds: Annotated[float, Field(ge=0, description="a checkpoint at the latest after so long")] = 60.0
+    checkpoint_seconds: Annotated[
+        float, Field(ge=0, allow_inf_nan=False, description="a checkpoint at the latest after so long")
+    ] = 60.0
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Field(description="of activations")] = "auto"
     arch: ArchConfig = ArchConfig()
     strategy: StrategyConfig = StrategyConfig()
@@ -142,16 +144,20 @@ def resolve(*layers: Layer, base: Layer | None = None) -> SearchConfig:
         UsageError: an unknown key, strategy or option, or a value out of range.
     """
     asked = merged(base or {}, *layers)
-    name = asked.get("strategy", {}).get("name", StrategyConfig().name)
+    config = _validated(asked)
     if base is None:
-        asked = merged({"optimizer": registry.strategy_class(name).optimizer_defaults}, asked)
-    try:
-        config = SearchConfig.model_validate(asked)
-    except ValidationError as error:
-        raise UsageError(explain(error, SearchConfig, "", "a search")) from error
+        defaults = registry.strategy_class(config.strategy.name).optimizer_defaults
+        config = _validated(merged({"optimizer": defaults}, asked))
     strategy = make_strategy(config.strategy.name, config.strategy.options)
     table = StrategyConfig(name=config.strategy.name, options=strategy.model_dump(mode="json"))
     return config.model_copy(update={"strategy": table})
+
+
+def _validated(asked: Layer) -> SearchConfig:
+    try:
+        return SearchConfig.model_validate(asked)
+    except ValidationError as error:
+        raise UsageError(explain(error, SearchConfig, "", "a search")) from error
 
 
 def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
@@ -168,14 +174,17 @@ def make_strategy(name: str, options: Mapping[str, Any]) -> Strategy:
 
 
 def merged(*layers: Layer) -> dict[str, Any]:
-    """Nested dictionaries merged, later ones winning. A different component name drops the options of the old one."""
+    """Nested dictionaries merged, later ones winning.
+
+    Another `arch.name` or `strategy.name` drops what was said to the one named before.
+    """
     result: dict[str, Any] = {}
     for layer in layers:
         for key, value in layer.items():
             old = result.get(key)
             if not isinstance(value, Mapping) or not isinstance(old, Mapping):
                 result[key] = merged(value) if isinstance(value, Mapping) else value
-            elif key in {"arch", "strategy"} and value.get("name", old.get("name")) != old.get("name"):
+            elif key in {"arch", "strategy"} and "name" in old and value.get("name", old["name"]) != old["name"]:
                 result[key] = merged(value)
             else:
                 result[key] = merged(old, value)
@@ -212,13 +221,18 @@ def load_recipe(name_or_path: str) -> dict[str, Any]:
     """An installed recipe by name, or a TOML file by path.
 
     Raises:
-        NotFoundError: neither exists.
+        NotFoundError: there is no such file.
+        UsageError: no installed package has the recipe, or the file is not TOML.
     """
     if name_or_path.endswith(".toml"):
         path = Path(name_or_path)
         if not path.is_file():
             raise NotFoundError(f"no recipe file {path}; `supermask recipes` lists the installed ones")
-        text, where = path.read_text("utf-8"), str(path)
+        where = str(path)
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise UsageError(f"{where} is not TOML: it is not UTF-8 text") from error
     else:
         text, where = registry.recipe(name_or_path), f"recipe {name_or_path}"
     return {"recipe": name_or_path, **parse(text, where)}
@@ -226,7 +240,16 @@ def load_recipe(name_or_path: str) -> dict[str, Any]:
 
 def to_toml(config: SearchConfig) -> str:
     """The configuration as TOML, absent values left out."""
-    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
+    return tomli_w.dumps(_without_none(config.model_dump(mode="json")))
+
+
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    # pydantic's exclude_none leaves the None in a strategy's options or an architecture's arguments where it is.
+    return {
+        key: _without_none(value) if isinstance(value, Mapping) else value
+        for key, value in table.items()
+        if value is not None
+    }
 
 
 def first_difference(ours: SearchConfig, theirs: SearchConfig) -> str | None:
@@ -259,6 +282,8 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str, subject
         hint = did_you_mean(last, known) if known else "it has none"
         owner = f"{subject} has no option {last!r}" if prefix else f"unknown setting {key!r}"
         return f"{owner}; {hint}"
+    if fault["type"] == "missing":
+        return f"{key} is not set, and has no default"
     message = fault["msg"].removeprefix("Value error, ")
     if not key:
         return message

@@ -117,7 +117,7 @@ class TrainingBatches:
         if isinstance(split, Pictures):
             self.images, self.labels = split.images.to(view.device), split.labels.to(view.device)
         else:
-            self.stream = _Stream(split, augment=augment != "none", seed=seed)
+            self.stream = _Stream(split, augment=augment != "none", whole_batches=True)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
         """The steps of one epoch from step `start` on."""
@@ -169,7 +169,7 @@ class EvaluationBatches:
     def __init__(self, split: Split, view: View, batch_size: int, share: Share | None = None) -> None:
         self.split, self.view, self.batch_size, self.share = split, view, batch_size, share or Share()
         if isinstance(split, Files):
-            self.stream = _Stream(split, augment=False, seed=0)
+            self.stream = _Stream(split, augment=False, whole_batches=False)
 
     def __iter__(self) -> Iterator[Batch]:
         starts = range(self.share.rank * self.batch_size, len(self.split), self.share.world_size * self.batch_size)
@@ -190,11 +190,11 @@ Wanted = list[list[tuple[int, int]]]
 class _Stream:
     """Batches of decoded files, read by worker processes that live as long as the stream."""
 
-    def __init__(self, files: Files, *, augment: bool, seed: int) -> None:
-        self.files, self.augment = files, augment
+    def __init__(self, files: Files, *, augment: bool, whole_batches: bool) -> None:
+        self.files = files
         self.wanted: Wanted = []
         self.loader: DataLoader[Any] = DataLoader(
-            _Decoder(files, augment),  # type: ignore[arg-type]
+            _Decoder(files, augment, whole_batches),  # type: ignore[arg-type]
             batch_sampler=_Sampler(self),
             collate_fn=list,
             num_workers=files.workers,
@@ -231,8 +231,8 @@ class _Sampler:
 class _Decoder:
     """Decodes in a worker process: (index, seed) -> (picture or None, label, pictures that did not decode)."""
 
-    def __init__(self, files: Files, augment: bool) -> None:
-        self.files, self.augment = files, augment
+    def __init__(self, files: Files, augment: bool, whole_batches: bool) -> None:
+        self.files, self.augment, self.whole_batches = files, augment, whole_batches
 
     def __len__(self) -> int:
         return len(self.files)
@@ -247,7 +247,7 @@ class _Decoder:
                     return self._transformed(picture.convert("RGB"), seed), label, bad
             except UNREADABLE as error:
                 bad.append(f"{path} ({(str(error).splitlines() or [type(error).__name__])[0]})")
-            if not self.augment or not self.files.skip_corrupt:
+            if not self.whole_batches or not self.files.skip_corrupt:
                 break
             # In training the next picture stands in, so that every batch is whole; in evaluation nothing may.
             index = (index + 1) % len(self.files)

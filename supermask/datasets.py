@@ -11,6 +11,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -18,11 +19,11 @@ from typing import Any, Literal
 
 import platformdirs
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from supermask.errors import NotFoundError, UsageError
+from supermask.errors import IntegrityError, NotFoundError, UsageError
 from supermask.torchvision_import import ensure_torchvision
 
 log = logging.getLogger(__name__)
@@ -151,14 +152,20 @@ class Dataset:
         for part, (images, labels) in {"train": train, "test": test}.items():
             shape = tuple(images.shape)
             if images.dtype != torch.uint8 or len(shape) != 4 or shape[2] != shape[3]:
-                raise UsageError(f"{name}: {part} images are {images.dtype} {shape}; expected uint8 [N, C, H, H]")
-            if labels.dtype != torch.int64 or labels.shape != shape[:1] or not len(labels):
                 raise UsageError(
-                    f"{name}: {part} labels are {labels.dtype} {list(labels.shape)}; expected int64 [{shape[0]}], not 0"
+                    f"{name}: {part} images are {images.dtype} {list(shape)}; expected torch.uint8 [N, C, H, H]"
                 )
-            if not (int(labels.min()) >= 0 and int(labels.max()) < len(classes)):
+            if labels.dtype != torch.int64 or labels.shape != shape[:1]:
                 raise UsageError(
-                    f"{name}: {part} labels reach {int(labels.max())}, but there are {len(classes)} classes"
+                    f"{name}: {part} labels are {labels.dtype} {list(labels.shape)}; expected torch.int64 [{shape[0]}]"
+                )
+            if not images.numel():
+                raise UsageError(f"{name}: there are no {part} pictures: images are {list(shape)}")
+            first, last = int(labels.min()), int(labels.max())
+            if first < 0 or last >= len(classes):
+                raise UsageError(
+                    f"{name}: {part} labels run from {first} to {last}; the {len(classes)} classes are 0 to "
+                    f"{len(classes) - 1}"
                 )
         if train[0].shape[1:] != test[0].shape[1:]:
             raise UsageError(
@@ -193,19 +200,27 @@ def cache_folder() -> Path:
 def cached(key: str, build: Callable[[], Dataset]) -> Dataset:
     """The data set that was cached under `key`, or the one that `build` makes (both splits in memory), now cached."""
     path = cache_folder() / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.safetensors"
-    if path.is_file():
-        with safe_open(path, framework="pt") as file:
-            about = json.loads(file.metadata()["dataset"])
-            train, test = (
-                Pictures(file.get_tensor(f"{part}.images"), file.get_tensor(f"{part}.labels"))
-                for part in ("train", "test")
-            )
-        for field in ("classes", "mean", "std"):
-            about[field] = tuple(about[field])
-        return Dataset(train=train, test=test, **about)
+    try:
+        return _stored(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, SafetensorError) as error:
+        # The cache only saves time: what cannot be read is decoded again.
+        log.warning("the cached data set %s cannot be read (%s); decoding it again", path, error)
     dataset = build()
     _store(path, dataset)
     return dataset
+
+
+def _stored(path: Path) -> Dataset:
+    with safe_open(path, framework="pt") as file:
+        about = json.loads(file.metadata()["dataset"])
+        train, test = (
+            Pictures(file.get_tensor(f"{part}.images"), file.get_tensor(f"{part}.labels")) for part in ("train", "test")
+        )
+    for field in ("classes", "mean", "std"):
+        about[field] = tuple(about[field])
+    return Dataset(train=train, test=test, **about)
 
 
 def _store(path: Path, dataset: Dataset) -> None:
@@ -223,10 +238,11 @@ def _store(path: Path, dataset: Dataset) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, half_written, {"dataset": json.dumps(about)})
         half_written.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         # The cache only saves time: without it the set is decoded again next time.
-        log.warning("the decoded data set could not be cached in %s (%s)", path.parent, error.strerror)
-        half_written.unlink(missing_ok=True)
+        log.warning("the decoded data set could not be cached in %s (%s)", path.parent, error)
+        with suppress(OSError):
+            half_written.unlink()
 
 
 def content_key(files: Iterable[Path]) -> str:
@@ -298,12 +314,16 @@ def _torchvision_set(
         reader = getattr(torchvision.datasets, class_name)
         try:
             train, test = (reader(request.root, train=train, download=True) for train in (True, False))
-        except (OSError, RuntimeError) as error:
-            # torchvision raises RuntimeError where every mirror failed or a file is not what it should be.
+        except (OSError, RuntimeError, ValueError, AssertionError) as error:
             folder = request.root / Path(pattern).parent
-            raise NotFoundError(
-                f"{name} is not in {folder} and could not be downloaded ({_first_line(error)}); put the files that "
-                f"torchvision.datasets.{class_name} reads there, or name their root with --data-root"
+            # torchvision says this where no mirror answered; any other error but the network's comes from reading.
+            if isinstance(error, OSError) or str(error).startswith("Error downloading"):
+                raise NotFoundError(
+                    f"{name} is not in {folder} and could not be downloaded ({_last_line(error)}); put the files that "
+                    f"torchvision.datasets.{class_name} reads there, or name their root with --data-root"
+                ) from error
+            raise IntegrityError(
+                f"{name} in {folder} is damaged ({_last_line(error)}); remove that folder, and it is downloaded again"
             ) from error
         parts = [(_channels_first(part.data), torch.as_tensor(part.targets).long()) for part in (train, test)]
         dataset = Dataset.from_arrays(name, classes or train.classes, parts[0], parts[1])
@@ -322,5 +342,5 @@ def _channels_first(data: Any) -> Tensor:
     return images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _last_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[-1]

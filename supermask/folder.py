@@ -58,7 +58,7 @@ def folder(path: str, request: Request) -> Dataset:
         return Dataset.from_arrays(f"folder:{path}", names, pictures, test_pictures, augment="crop-flip")
 
     listing = hashlib.sha256(repr([_listing(part) for part in (train, test)]).encode()).hexdigest()
-    return cached(f"folder {path} {size} {channels} {request.skip_corrupt} {listing}", build)
+    return cached(f"folder {root.resolve()} {size} {channels} {request.skip_corrupt} {listing}", build)
 
 
 def imagenet(request: Request) -> Dataset:
@@ -162,6 +162,8 @@ def decode_all(part: ImageFolder, size: int, channels: int, skip_corrupt: bool) 
                 images[i] = picture
     if bad:
         refuse_or_name(bad, skip_corrupt)
+    if len(bad) == len(part):
+        raise CorruptPictureError(f"none of the {len(part)} pictures in {part.root} decodes")
     return images[good], torch.tensor(part.targets)[good]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from importlib.resources import files
@@ -22,7 +23,12 @@ if TYPE_CHECKING:
     from supermask.strategy import Strategy
 
 # The group's plural noun -> its singular in messages.
-SINGULAR = {"strategies": "strategy", "architectures": "architecture", "datasets": "data set"}
+SINGULAR = {
+    "strategies": "strategy",
+    "architectures": "architecture",
+    "datasets": "data set",
+    "recipes": "package of recipes",
+}
 
 
 def installed(kind: str) -> dict[str, EntryPoint]:
@@ -32,11 +38,14 @@ def installed(kind: str) -> dict[str, EntryPoint]:
         UsageError: two packages offer one name.
     """
     found: dict[str, EntryPoint] = {}
+    claimed: dict[str, EntryPoint] = {}
     for point in sorted(entry_points(group=f"supermask.{kind}"), key=lambda point: point.name):
-        other = found.get(point.name)
-        if other is not None and other.value != point.value:
+        # The same family, whatever it calls its member: `folder:PATH` and `folder:DIRECTORY`.
+        family, colon, _ = point.name.partition(":")
+        other = claimed.setdefault(family + colon, point)
+        if other.value != point.value:
             raise UsageError(
-                f"{SINGULAR.get(kind, kind)} {point.name!r} is offered by both {package_of(other)} "
+                f"{SINGULAR[kind]} {point.name!r} is offered by both {package_of(other)} "
                 f"({other.value}) and {package_of(point)} ({point.value}); uninstall one"
             )
         found[point.name] = point
@@ -98,11 +107,15 @@ def build(name: str, args: Mapping[str, Any]) -> nn.Module:
     try:
         return function(**args)
     except LookupError as error:
-        member, known = error.args
-        raise UsageError(f"unknown architecture {name!r}; {did_you_mean(member, known)}") from error
+        if type(error) is not LookupError:
+            raise  # an IndexError or a KeyError, which is a bug
+        family, colon, member = name.partition(":")
+        near = get_close_matches(member, error.args[1], n=1)
+        hint = f"did you mean '{family}{colon}{near[0]}'?" if near else f"{family} has none with such a name"
+        raise UsageError(f"unknown architecture {name!r}; {hint}") from error
     except ModuleNotFoundError as error:
         raise UsageError(f"architecture {name} needs the package {error.name}: pip install {error.name}") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"architecture {name} with {shown(args)}: {error}") from error
 
 
@@ -121,13 +134,23 @@ def open_dataset(name: str, **request: Any) -> Dataset:
 
 
 def recipes() -> dict[str, str]:
-    """The TOML text of every installed recipe by name."""
-    return {
-        path.name.removesuffix(".toml"): path.read_text("utf-8")
-        for point in installed("recipes").values()
-        for path in sorted(files(point.value).iterdir(), key=lambda path: path.name)
-        if path.name.endswith(".toml")
-    }
+    """The TOML text of every installed recipe by name.
+
+    Raises:
+        UsageError: two packages offer one name.
+    """
+    found: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for point in installed("recipes").values():
+        for path in sorted(files(point.value).iterdir(), key=lambda path: path.name):
+            name, dot, suffix = path.name.rpartition(".")
+            if dot + suffix != ".toml":
+                continue
+            if name in found:
+                both = f"{owners[name]} and {package_of(point)}"
+                raise UsageError(f"recipe {name!r} is offered by both {both}; uninstall one")
+            found[name], owners[name] = path.read_text("utf-8"), package_of(point)
+    return found
 
 
 def recipe(name: str) -> str:

@@ -184,7 +184,7 @@ def test_when_edges_swap_the_minibatch_loss_decreases(seed: int, layer: int, k: 
     slope = float(scores.grad[entered].sum() - scores.grad[left].sum())
     assert slope < 0  # equation 18
     assume(slope < -1e3 * SCALE**2)
-    assert float(loss()) < float(before)
+    assert loss().item() < before.item()
 
 
 class TestBernoulli:

@@ -41,14 +41,24 @@ def options(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 usage, 3 not found, 4 integrity, 130 interrupted."""
-    signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGINT, _raise_ctrl_c)
     try:
         app(args=args, prog_name="supermask")
     except SupermaskError as error:
         print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except _CtrlC:
+        print("interrupted", file=sys.stderr)
+        sys.exit(Interrupted.exit_code)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    # While a search trains, the trainer takes Ctrl-C and saves; here there is nothing to save.
-    raise Interrupted("interrupted")
+class _CtrlC(BaseException):
+    """Ctrl-C where there is nothing to save; while a search trains, the trainer takes it and saves.
+
+    Not a KeyboardInterrupt, which Typer turns into exit code 1, nor an Exception, which libraries swallow as they are
+    imported.
+    """
+
+
+def _raise_ctrl_c(number: int, frame: FrameType | None) -> None:
+    raise _CtrlC

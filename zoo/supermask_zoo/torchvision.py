@@ -56,7 +56,9 @@ def checked(build: Callable[[], nn.Module], in_channels: int, image_size: int) -
     """
     try:
         model = build()
-        on_meta = {name: value.to("meta") for name, value in model.state_dict().items()}
+        # Buffers too, since a state_dict leaves out those that are not persistent, such as Swin's tables of positions.
+        everything = [*model.named_parameters(), *model.named_buffers()]
+        on_meta = {name: value.to("meta") for name, value in everything}
         pictures = torch.empty(2, in_channels, image_size, image_size, device="meta")
         torch.func.functional_call(model, on_meta, pictures)
     except (RuntimeError, ValueError, AssertionError) as error:
