@@ -107,8 +107,8 @@ def build(name: str, args: Mapping[str, Any]) -> nn.Module:
     try:
         return function(**args)
     except LookupError as error:
-        if type(error) is not LookupError:
-            raise  # an IndexError or a KeyError, which is a bug
+        if type(error) is not LookupError or len(error.args) != 2:
+            raise  # an IndexError or a KeyError, say, which is a bug
         family, colon, member = name.partition(":")
         near = get_close_matches(member, error.args[1], n=1)
         hint = f"did you mean '{family}{colon}{near[0]}'?" if near else f"{family} has none with such a name"

@@ -306,7 +306,10 @@ def test_a_configuration_that_is_no_object_is_refused(folder: Path, content: byt
 
 BAD_TENSORS: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "a missing tensor": (lambda t: t.pop("mask/1.weight"), "layer 1.weight, tensor mask/1.weight: it is missing"),
-    "an extra mask": (lambda t: t.update({"mask/9.weight": t["mask/1.weight"].clone()}), "mask/9.weight: no layer asks"),
+    "an extra mask": (
+        lambda t: t.update({"mask/9.weight": t["mask/1.weight"].clone()}),
+        "mask/9.weight: no layer asks",
+    ),
     "an extra tensor": (lambda t: t.update(other=torch.zeros(1)), "tensor other: no layer asks"),
     "an extra state": (lambda t: t.update({"state/x": torch.zeros(1)}), "tensor state/x: fc has no such state"),
     "a weight as state": (lambda t: t.update({"state/1.weight": torch.zeros(5, 8)}), "state/1.weight"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +12,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.commands import records, supermask
+from tests.commands import QUICK, kept, records, supermask, wait_until
 
 # Three steps of 360 pictures in float32, so that the sums of two halves differ from the whole by rounding alone.
 FEW_STEPS = ["--batch-size", "360", "--epochs", "1", "--set", "precision=float32"]
 
 
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "supermask"
+]  # fmt: skip
+
+
 def torchrun(*args: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
-    return subprocess.run(
-        [*command, "-m", "supermask", *args], capture_output=True, text=True, check=False, timeout=300
-    )
+    return subprocess.run([*TORCHRUN, *args], capture_output=True, text=True, check=False, timeout=120)
 
 
 @pytest.mark.parametrize("strategy", ["edge-popup", "bernoulli", "dense"])
@@ -34,7 +38,9 @@ def test_one_process_and_two_agree_after_several_steps(tmp_path: Path, strategy:
     )
     assert one_state.keys() == two_state.keys()
     for name, value in one_state.items():
-        torch.testing.assert_close(two_state[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        torch.testing.assert_close(
+            two_state[name], value, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}"
+        )
     for one, two_ in zip(records(tmp_path / "one"), records(tmp_path / "two"), strict=True):
         assert one["train_loss"] == pytest.approx(two_["train_loss"], rel=1e-4)
 
@@ -46,15 +52,24 @@ def test_the_first_process_alone_prints_and_writes(tmp_path: Path) -> None:
     assert len([path for path in (tmp_path / "runs").iterdir() if not path.is_symlink()]) == 1
 
 
-def test_two_processes_resume_where_they_stood(tmp_path: Path) -> None:
-    # The same four epochs, in one go and stopped by an epoch's end that a kill cannot tell from a pause.
-    args = ["search", *FEW_STEPS[:2], "--epochs", "2", *FEW_STEPS[4:], "--set", "checkpoint_seconds=0", "--run-dir"]
+def test_two_processes_that_were_killed_resume_to_the_same_mask(tmp_path: Path) -> None:
+    args = ["search", *QUICK, "--run-dir"]
     assert torchrun(*args, str(tmp_path / "whole")).returncode == 0
-    first = ["search", *FEW_STEPS[:2], "--epochs", "2", *FEW_STEPS[4:], "--set", "checkpoint_seconds=0"]
-    assert torchrun(*first, "--run-dir", str(tmp_path / "again")).returncode == 0
-    again = torchrun("search", "--resume", "--run-dir", str(tmp_path / "again"))
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [*TORCHRUN, *args, str(killed)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    wait_until((killed / "checkpoint.pt").exists, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    again = torchrun("search", "--resume", "--run-dir", str(killed))
     assert again.returncode == 0, again.stderr
-    assert records(tmp_path / "again") == records(tmp_path / "whole")
+    assert kept(killed) == kept(tmp_path / "whole")
+    assert records(killed) == records(tmp_path / "whole")
 
 
 def test_a_batch_that_does_not_divide_among_processes_is_refused() -> None:
