@@ -58,6 +58,7 @@ class Result:
 def search(
     model_or_arch: nn.Module | str = "conv2",
     data: Dataset | str = "digits",
+    /,
     *,
     strategy: Strategy | str = "edge-popup",
     run_dir: Path | str | None = None,
@@ -79,7 +80,7 @@ def search(
             DNW: Wortsman et al. 2019), or an installed strategy's name with its defaults.
         run_dir: folder for metrics, checkpoints and the artifact; nothing is written without one.
         resume: continue the run in `run_dir`.
-        settings: keys of `SearchConfig`: seed, epochs, batch_size, device, optimizer={"lr": ...}, ...
+        settings: keys of `SearchConfig`: seed, epochs, device, optimizer={"lr": 0.1}, data={"validation": 0.1}, ...
 
     Returns:
         The subnetwork, as a module and as an artifact.

@@ -197,44 +197,47 @@ class Trainer:
             self.save()
 
     def _stop_or_save(self, wish: Wish) -> None:
-        if self._all_wish(wish):
+        due = time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
+        stop, due = self._agreed(wish.stop, due)
+        if stop or due:
             self.save()
+        if stop:
             where = f"; continue with: supermask search --resume --run-dir {self.run.path}" if self.run else ""
             raise Interrupted(
                 f"stopped in epoch {self.epoch + 1} after step {self.step} of {self.batches.steps}{where}"
             )
-        if time.monotonic() - self.saved_at >= self.config.checkpoint_seconds:
-            self.save()
 
-    def _all_wish(self, wish: Wish) -> bool:
-        """Whether to stop now: with several processes they must agree, or the others would wait for ever."""
+    def _agreed(self, *wishes: bool) -> list[bool]:
+        """What any process wishes. They must act at the same step, or some would wait for others for ever."""
         if self.share.world_size == 1:
-            return wish.stop
+            return list(wishes)
         if self.step % LOOK_EVERY:
-            return False
-        return bool(distributed.summed(torch.tensor(int(wish.stop), device=self.device)).item())
+            return [False] * len(wishes)
+        return [bool(votes) for votes in distributed.summed(torch.tensor(wishes, device=self.device).int()).tolist()]
 
     def save(self) -> None:
-        """Write the checkpoint, if there is a run folder and what it would keep is finite."""
+        """Write the checkpoint, if there is a run folder and what it would keep is finite; all processes take part."""
+        self.saved_at = time.monotonic()
+        sums = distributed.summed(self.sums.clone())
         if self.run is None or self.share.rank != 0:
             return
-        if not (math.isfinite(self.sums[0].item()) and self._trained_are_finite()):
+        if not (math.isfinite(sums[0].item()) and self._trained_are_finite()):
             return
         content = {
             "epoch": self.epoch,
             "step": self.step,
-            "sums": self.sums.cpu(),
+            "sums": sums.cpu(),
             "state": self._state(),
             "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
             "best": self.best,
         }
         checkpoint.save(self.run.checkpoint, content)
-        self.saved_at = time.monotonic()
 
     def restore(self, content: checkpoint.Checkpoint) -> None:
         """Stand where the checkpoint stood."""
         self.epoch, self.step, self.best = content["epoch"], content["step"], content["best"]
-        self.sums.copy_(content["sums"])
+        if self.share.rank == 0:  # the sums of all processes
+            self.sums.copy_(content["sums"])
         self._load_state(content["state"])
         if self.optimizer is not None:
             self.optimizer.load_state_dict(content["optimizer"])

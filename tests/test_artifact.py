@@ -191,7 +191,7 @@ def test_any_layers_survive_the_round_trip(
     for name, shape, kind, masked, scale in parts:
         mask = torch.rand(shape, generator=torch.Generator().manual_seed(random.randrange(2**32))) < 0.5
         masks[name] = mask if masked else torch.ones_like(mask)
-        stored = torch.where(torch.rand(shape) < 0.5, 1.0, -1.0) * np.float32(scale)
+        stored = torch.where(torch.rand(shape) < 0.5, 1.0, -1.0) * torch.tensor(scale)
         values[name] = stored
         entries.append(
             LayerEntry(

@@ -78,11 +78,11 @@ def test_merging_takes_every_later_value_and_keeps_those_it_does_not_replace(
 
 
 @given(LAYERS, LAYERS, LAYERS)
-def test_merging_is_associative_and_leaves_its_arguments_alone(
+def test_merging_goes_layer_by_layer_and_leaves_its_arguments_alone(
     a: dict[str, Any], b: dict[str, Any], c: dict[str, Any]
 ) -> None:
     before = repr((a, b, c))
-    assert merged(a, b, c) == merged(merged(a, b), c) == merged(a, merged(b, c))
+    assert merged(a, b, c) == merged(merged(a, b), c)
     merged(a)["a"] = {"changed": 1}
     assert repr((a, b, c)) == before
 

@@ -151,8 +151,6 @@ def test_mnist_has_60000_and_10000_pictures_and_the_fields_statistics(real_data:
     assert (mnist.mean, mnist.std) == ((0.1307,), (0.3081,))
     assert mnist.classes == tuple("0123456789")
     assert mnist.augment == "none"
-    # LeCun's first training picture is a five.
-    assert int(train.labels[0]) == 5
 
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
@@ -181,7 +179,7 @@ def test_a_damaged_file_is_not_called_absent(tmp_path: Path, cache: Path, conten
     write_mnist(tmp_path)
     folder = tmp_path / "MNIST" / "raw"
     (folder / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(IntegrityError, match="is damaged .* remove that folder") as caught:
+    with pytest.raises(IntegrityError, match=r"is damaged .* remove that folder") as caught:
         registry.open_dataset("mnist", root=tmp_path)
     assert str(folder) in str(caught.value)
     assert caught.value.exit_code == 4

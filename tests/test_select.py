@@ -29,7 +29,7 @@ any_value = st.floats(0, np.inf, width=32)
     hnp.arrays(np.float32, hnp.array_shapes(max_dims=3, max_side=9), elements=st.one_of(few_values, any_value)),
     st.data(),
 )
-def test_the_mask_is_that_of_a_full_stable_sort(values: np.ndarray, data: st.DataObject) -> None:  # type: ignore[type-arg]
+def test_the_mask_is_that_of_a_full_stable_sort(values: np.ndarray, data: st.DataObject) -> None:
     kept = data.draw(st.integers(0, values.size))
     magnitudes = torch.from_numpy(values)
     mask = top_k_mask(magnitudes, kept)
