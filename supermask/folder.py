@@ -169,9 +169,10 @@ def decode_all(part: ImageFolder, size: int, channels: int, skip_corrupt: bool) 
 
 def refuse_or_name(bad: list[str], skip_corrupt: bool) -> None:
     """Raise for pictures that do not decode, or name and count them where they are to be skipped."""
+    count = "1 picture does" if len(bad) == 1 else f"{len(bad)} pictures do"
     if not skip_corrupt:
         raise CorruptPictureError(
-            f"{len(bad)} picture{'s do' if len(bad) > 1 else ' does'} not decode, the first: {bad[0]}; mend or remove "
-            "it, or leave such pictures out with --skip-corrupt"
+            f"{count} not decode, the first: {bad[0]}; mend or remove it, or leave such pictures out with "
+            "--skip-corrupt"
         )
-    log.warning("left out %d pictures that do not decode: %s", len(bad), ", ".join(bad))
+    log.warning("%s not decode, left out: %s", count, ", ".join(bad))

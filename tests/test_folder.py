@@ -84,8 +84,7 @@ def same(a: list[tuple[Tensor, ...]], b: list[tuple[Tensor, ...]]) -> bool:
 
 
 def test_pictures_are_read_as_they_are_with_classes_in_order(tmp_path: Path) -> None:
-    dataset = opened(write_set(tmp_path))
-    train = train_pictures(dataset)
+    train = train_pictures(dataset := opened(write_set(tmp_path)))
     assert dataset.classes == ("cat", "dog")
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     expected = np.stack([noise(8, 8, 3, seed=seed) for seed in (0, 1, 2, 100, 101, 102)])
@@ -119,9 +118,9 @@ def test_pictures_are_brought_to_the_size_that_is_asked_for(tmp_path: Path) -> N
     for part in ("train", "val"):
         for name in ("a", "b"):
             write(tmp_path / part / name / "0.png", flat)
-    dataset = opened(tmp_path, image_size=6)
-    assert dataset.image_size == 6
-    assert train_pictures(dataset).images[0].flatten(1).tolist() == [[value] * 36 for value in (10, 20, 30)]
+    assert train_pictures(opened(tmp_path, image_size=6)).images[0].flatten(1).tolist() == [
+        [value] * 36 for value in (10, 20, 30)
+    ]
 
 
 def test_the_second_time_pictures_come_from_the_cache_and_a_changed_one_is_seen(
@@ -153,23 +152,18 @@ def test_two_folders_of_one_name_in_different_places_are_not_taken_for_each_othe
         assert np.array_equal(train.images[0].numpy(), channels_first(noise(4, 4, 3, seed=seed)))
 
 
-def test_one_corrupt_picture_is_named_and_not_skipped_unasked(tmp_path: Path) -> None:
-    bad = truncate(write_set(tmp_path) / "train" / "dog" / "1.png")
+def test_corrupt_pictures_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
+    first = truncate(write_set(tmp_path) / "train" / "cat" / "2.png")
     with pytest.raises(CorruptPictureError, match=r"^1 picture does not decode, the first: ") as caught:
         opened(tmp_path)
-    assert str(bad) in str(caught.value)
-    assert "--skip-corrupt" in str(caught.value)
-    assert caught.value.exit_code == 4
-
-
-def test_corrupt_pictures_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
-    write_set(tmp_path)
-    first = tmp_path / "train" / "cat" / "2.png"
-    first.write_bytes(b"no picture at all")
-    (tmp_path / "train" / "dog" / "0.png").write_bytes(b"")
-    with pytest.raises(CorruptPictureError, match=r"^2 pictures do not decode, the first: ") as caught:
-        opened(tmp_path)
     assert str(first) in str(caught.value)
+    assert str(caught.value).endswith("or leave such pictures out with --skip-corrupt")
+    assert caught.value.exit_code == 4
+    for content in (b"no picture at all", b""):
+        (tmp_path / "train" / "dog" / "0.png").write_bytes(content)
+        with pytest.raises(CorruptPictureError, match=r"^2 pictures do not decode, the first: ") as caught:
+            opened(tmp_path)
+        assert str(first) in str(caught.value)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "webp"])
@@ -181,7 +175,7 @@ def test_corrupt_pictures_are_left_out_on_request_and_named(
     dataset = opened(tmp_path, skip_corrupt=True)
     assert train_pictures(dataset).labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert len(dataset.test) == 6
-    assert caplog.text.count("left out 1 pictures that do not decode") == 2
+    assert caplog.text.count("1 picture does not decode, left out: ") == 2
     assert all(str(path) in caplog.text for path in bad)
 
 
