@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from supermask.data import Batch, EvaluationBatches, Share, TrainingBatches, View, crop_flip, hold_out, padding
@@ -219,17 +221,24 @@ def test_order_and_augmentation_change_with_seed_and_epoch_and_with_nothing_else
     assert not equal(list(training(split, 8, seed=6, augment="crop-flip").epoch(0)), epochs[0])
 
 
-def test_a_picture_is_augmented_otherwise_in_another_epoch() -> None:
-    split = Pictures(noise(64, 1, 8), torch.arange(64))
+def test_each_place_in_each_epoch_is_augmented_in_its_own_way() -> None:
+    split = Pictures(noise(1, 1, 8).expand(64, 1, 8, 8), torch.zeros(64, dtype=torch.int64))
     batches = training(split, 64, augment="crop-flip")
-
-    def by_number(epoch: int) -> Tensor:
-        ((pictures, numbers),) = next(iter(batches.epoch(epoch)))
-        return pictures[numbers.argsort()]
-
-    differing = (by_number(0) != by_number(1)).flatten(1).any(1)
+    ((first, _),), ((second, _),) = (next(iter(batches.epoch(epoch))) for epoch in (0, 1))
     # Of 18 equally likely variants two are the same once in 18 times.
-    assert differing.float().mean() > 0.75
+    assert (first != second).flatten(1).any(1).float().mean() > 0.75
+    assert (first[1:] != first[:-1]).flatten(1).any(1).float().mean() > 0.75
+
+
+def test_each_place_in_each_epoch_of_a_stream_is_augmented_in_its_own_way(tmp_path: Path) -> None:
+    file = tmp_path / "one.png"
+    Image.fromarray(noise(1, 3, 16)[0].permute(1, 2, 0).numpy()).save(file)
+    split = Files((str(file),) * 12, torch.zeros(12, dtype=torch.int64), 16, skip_corrupt=False, workers=0)
+    batches = TrainingBatches(
+        split, view(16, 3), batch_size=4, accumulate=1, augment="crop-flip", seed=0, share=Share()
+    )
+    seen = [picture for epoch in (0, 1) for ((pictures, _),) in batches.epoch(epoch) for picture in pictures]
+    assert len({picture.numpy().tobytes() for picture in seen}) == len(seen) == 24
 
 
 @pytest.mark.parametrize(
