@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from supermask import artifact as artifacts
 from supermask import checkpoint, distributed, masking, registry
-from supermask.artifact import UNHASHED, ArchEntry, Artifact, ArtifactConfig, InputEntry, LayerEntry, StrategyEntry
+from supermask.artifact import Artifact
 from supermask.config import SearchConfig, first_difference, make_strategy, merged, resolve
 from supermask.data import EvaluationBatches, Share, TrainingBatches, View, hold_out
 from supermask.datasets import Dataset
@@ -24,6 +24,7 @@ from supermask.device import pick_device, pick_precision, reported_memory
 from supermask.errors import UsageError
 from supermask.evaluate import Scores, evaluate
 from supermask.floors import floors
+from supermask.manifest import CONFIG, UNHASHED, ArchEntry, ArtifactConfig, InputEntry, LayerEntry, StrategyEntry
 from supermask.network import for_data, load_into
 from supermask.run import Run, create
 from supermask.strategy import Strategy
@@ -322,7 +323,7 @@ def read(path: Path | str) -> Artifact:
     """
     path = Path(path)
     of_run = path / "artifact"
-    return artifacts.read(of_run if not (path / artifacts.CONFIG).exists() and of_run.is_dir() else path)
+    return artifacts.read(of_run if not (path / CONFIG).exists() and of_run.is_dir() else path)
 
 
 def save(result: Result, path: Path | str) -> None:

@@ -7,112 +7,39 @@ and layer is wrong, and runs no code that came with the artifact.
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import os
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rfc8785
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as deserialize
 from safetensors.torch import save as serialize
 from torch import Tensor
 
 from supermask import bitpack
-from supermask.draw import MAX_SEED, Distribution, draw
+from supermask.draw import draw
 from supermask.errors import ArtifactError, NotFoundError, StorageError
+from supermask.files import write_atomically
+from supermask.manifest import (
+    CONFIG,
+    TENSORS,
+    ArtifactConfig,
+    Hashes,
+    LayerEntry,
+    as_json,
+    config_hash,
+    config_text,
+    parse_config,
+    require,
+)
 
-CONFIG = "config.json"
-TENSORS = "model.safetensors"
 MAX_CONFIG_BYTES = MAX_HEADER_BYTES = 16 * 2**20
-# 16 GiB of float32: what a layer that is drawn whole may announce, since no tensor in the file bounds it.
-MAX_WEIGHTS = 2**32
 
-Values = Literal["seed", "signs", "stored"]
 Float32s = npt.NDArray[np.float32]
-Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(strict=True, frozen=True)
-
-
-class LayerEntry(_Section):
-    """One weight: `kept` of prod(shape) weights are in the subnetwork. Unknown keys are refused."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
-
-    name: Annotated[str, Field(min_length=1)]
-    shape: list[Annotated[int, Field(gt=0)]]
-    masked: bool
-    kept: Annotated[int, Field(ge=0)]
-    values: Values
-    distribution: Distribution | None = None
-    std: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
-
-    @property
-    def n(self) -> int:
-        """The number of weights."""
-        return math.prod(self.shape)
-
-
-class ArchEntry(_Section):
-    """An installed architecture and its arguments."""
-
-    name: str
-    args: dict[str, Any]
-
-
-class StrategyEntry(_Section):
-    """How the mask was found."""
-
-    name: str
-    options: dict[str, Any]
-
-
-class InputEntry(_Section):
-    """What the network takes: shape [C, H, W]; mean and std of each channel in units of full brightness."""
-
-    shape: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=3, max_length=3)]
-    mean: list[float]
-    std: list[Annotated[float, Field(gt=0)]]
-
-
-class Hashes(_Section):
-    """SHA-256 of the tensors' file, of the masked weights and, in our own artifacts, of the configuration."""
-
-    model_config = ConfigDict(strict=True, frozen=True, populate_by_name=True)
-
-    tensors: Annotated[Sha256, Field(alias=TENSORS)]
-    weights: Sha256
-    config: Sha256 | None = None
-
-
-UNHASHED = Hashes(tensors="0" * 64, weights="0" * 64)
-
-
-class ArtifactConfig(_Section):
-    """config.json. Unknown keys are ignored."""
-
-    format: Literal["supermask"] = "supermask"
-    format_version: Literal[1] = 1
-    arch: ArchEntry
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
-    strategy: StrategyEntry
-    layers: Annotated[list[LayerEntry], Field(min_length=1)]
-    input: InputEntry
-    labels: list[str]
-    metrics: dict[str, Any] = {}
-    provenance: dict[str, Any] = {}
-    sha256: Hashes
 
 
 @dataclass(frozen=True)
@@ -132,7 +59,7 @@ class Artifact:
     @property
     def size(self) -> int:
         """Bytes of both files."""
-        return len(self.serialized) + len(_config_text(self.config))
+        return len(self.serialized) + len(config_text(self.config))
 
     @property
     def state(self) -> dict[str, Tensor]:
@@ -156,7 +83,7 @@ class Artifact:
             weights = self._weights(layer)
             total.update(_little_endian(weights))
             yield layer, weights
-        _require(
+        require(
             total.hexdigest() == self.config.sha256.weights,
             CONFIG,
             "sha256.weights",
@@ -222,23 +149,8 @@ def with_metrics(artifact: Artifact, metrics: Mapping[str, Any]) -> Artifact:
     """The artifact with other metrics, its configuration hashed anew."""
     hashes = artifact.config.sha256.model_copy(update={"config": None})
     config = artifact.config.model_copy(update={"metrics": dict(metrics), "sha256": hashes})
-    hashes = hashes.model_copy(update={"config": config_hash(_as_json(config))})
+    hashes = hashes.model_copy(update={"config": config_hash(as_json(config))})
     return replace(artifact, config=config.model_copy(update={"sha256": hashes}))
-
-
-def _as_json(config: ArtifactConfig) -> dict[str, Any]:
-    return config.model_dump(mode="json", exclude_none=True, by_alias=True)
-
-
-def _config_text(config: ArtifactConfig) -> bytes:
-    return (json.dumps(_as_json(config), indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of the RFC 8785 form of config.json, without unknown top-level keys and without sha256.config itself."""
-    known = {key: value for key, value in config.items() if key in ArtifactConfig.model_fields}
-    known["sha256"] = {key: value for key, value in known["sha256"].items() if key != "config"}
-    return hashlib.sha256(rfc8785.dumps(known)).hexdigest()
 
 
 def write(artifact: Artifact, folder: Path) -> None:
@@ -250,25 +162,12 @@ def write(artifact: Artifact, folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The configuration comes last: it holds the hash of the other file.
-        for name, content in ((TENSORS, artifact.serialized), (CONFIG, _config_text(artifact.config))):
+        for name, content in ((TENSORS, artifact.serialized), (CONFIG, config_text(artifact.config))):
             write_atomically(folder / name, content)
     except OSError as error:
         raise StorageError(
             f"cannot write the artifact to {folder}: {error.strerror}; free space or name another"
         ) from error
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace the file at `path` by `content` in one step; OSError leaves what was there."""
-    half_written = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with half_written.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        half_written.replace(path)
-    finally:
-        half_written.unlink(missing_ok=True)
 
 
 def read(folder: Path) -> Artifact:
@@ -279,11 +178,11 @@ def read(folder: Path) -> Artifact:
         ArtifactError: a rule of docs/format.md is broken; names the file, the place and what was expected.
     """
     text, serialized = (_contents(folder, name) for name in (CONFIG, TENSORS))
-    config = _parse_config(text)
+    config = parse_config(text)
     tensors = _parse_tensors(serialized)
     _check_tensors(config, tensors)
     digest = hashlib.sha256(serialized).hexdigest()
-    _require(
+    require(
         digest == config.sha256.tensors, TENSORS, "contents", f"SHA-256 {config.sha256.tensors} expected, not {digest}"
     )
     return Artifact(config, tensors, serialized)
@@ -293,92 +192,16 @@ def _contents(folder: Path, name: str) -> bytes:
     path = folder / name
     try:
         size = path.stat().st_size
-        _require(name != CONFIG or size <= MAX_CONFIG_BYTES, CONFIG, "size", f"{size} bytes; at most 16 MiB are read")
+        require(name != CONFIG or size <= MAX_CONFIG_BYTES, CONFIG, "size", f"{size} bytes; at most 16 MiB are read")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise NotFoundError(f"no artifact in {folder}: {name} is not there") from error
 
 
-def _require(condition: bool, file: str, place: str, complaint: str) -> None:
-    if not condition:
-        raise ArtifactError(f"{file}: {place}: {complaint}")
-
-
-def _parse_config(text: bytes) -> ArtifactConfig:
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
-        _require(not twice, CONFIG, ", ".join(map(repr, twice)), "the key stands there twice")
-        return dict(pairs)
-
-    def no_constant(name: str) -> float:
-        raise ArtifactError(f"{CONFIG}: {name} is not a JSON number")
-
-    try:
-        raw = json.loads(text.decode(), object_pairs_hook=once, parse_constant=no_constant)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{CONFIG}: not UTF-8 JSON: {error}") from error
-    _require(isinstance(raw, dict), CONFIG, "top level", "an object was expected")
-    _require(raw.get("format") == "supermask", CONFIG, "format", f"'supermask' expected, not {raw.get('format')!r}")
-    version = raw.get("format_version")
-    _require(
-        type(version) is int and version == 1, CONFIG, "format_version", f"this reader knows version 1, not {version!r}"
-    )
-    try:
-        config = ArtifactConfig.model_validate(raw)
-    except ValidationError as error:
-        fault = error.errors()[0]
-        raise ArtifactError(f"{CONFIG}: {_place(raw, fault['loc'])}: {fault['msg'].lower()}") from error
-    if config.sha256.config is not None:
-        try:
-            digest = config_hash(raw)
-        except rfc8785.CanonicalizationError as error:
-            raise ArtifactError(f"{CONFIG}: {error}") from error
-        _require(
-            digest == config.sha256.config,
-            CONFIG,
-            "sha256.config",
-            f"the configuration hashes to {digest[:16]}..., not {config.sha256.config[:16]}...: it was altered",
-        )
-    _check_layers(config)
-    return config
-
-
-def _place(raw: Any, path: tuple[int | str, ...]) -> str:
-    """`layers.3 (features.4.weight).std` of ("layers", 3, "std")."""
-    place = ".".join(map(str, path))
-    if path[:1] == ("layers",) and len(path) > 1:
-        layer = raw["layers"][path[1]]
-        name = layer.get("name") if isinstance(layer, dict) else None
-        place = ".".join(filter(None, [f"layers.{path[1]} ({name})", *map(str, path[2:])]))
-    return place
-
-
-def _check_layers(config: ArtifactConfig) -> None:
-    seen: set[str] = set()
-    for layer in config.layers:
-        where = f"layer {layer.name}"
-        _require(layer.name not in seen, CONFIG, where, "the name stands there twice")
-        seen.add(layer.name)
-        _require(layer.kept <= layer.n, CONFIG, where, f"kept is {layer.kept} of {layer.n} weights")
-        _require(
-            layer.masked or layer.kept == layer.n, CONFIG, where, f"not masked, but kept is {layer.kept}, not {layer.n}"
-        )
-        if layer.values == "seed":
-            _require(layer.distribution is not None, CONFIG, where, "drawn from the seed, but has no distribution")
-        if layer.values != "stored":
-            _require(layer.std is not None, CONFIG, where, f"values are {layer.values!r}, but it has no std")
-    announced = sum(layer.n for layer in config.layers)
-    _require(announced <= MAX_WEIGHTS, CONFIG, "layers", f"{announced} weights announced; at most 2^32 are read")
-    channels = config.input.shape[0]
-    for field in ("mean", "std"):
-        found = len(getattr(config.input, field))
-        _require(found == channels, CONFIG, f"input.{field}", f"{channels} numbers expected, not {found}")
-
-
 def _parse_tensors(serialized: bytes) -> dict[str, Tensor]:
     length = int.from_bytes(serialized[:8], "little")
-    _require(len(serialized) >= 8, TENSORS, "header", f"a file of {len(serialized)} bytes has none")
-    _require(length <= MAX_HEADER_BYTES, TENSORS, "header", f"{length} bytes announced; at most 16 MiB are read")
+    require(len(serialized) >= 8, TENSORS, "header", f"a file of {len(serialized)} bytes has none")
+    require(length <= MAX_HEADER_BYTES, TENSORS, "header", f"{length} bytes announced; at most 16 MiB are read")
     try:
         return deserialize(serialized)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
@@ -396,12 +219,12 @@ def _check_tensors(config: ArtifactConfig, tensors: Mapping[str, Tensor]) -> Non
         if layer.values == "stored":
             expected[f"values/{layer.name}"] = (layer, torch.float32, layer.kept)
     for name in tensors:
-        _require(name in expected or name.startswith("state/"), TENSORS, f"tensor {name}", "no layer asks for it")
+        require(name in expected or name.startswith("state/"), TENSORS, f"tensor {name}", "no layer asks for it")
     for name, (layer, dtype, length) in expected.items():
         where = f"layer {layer.name}, tensor {name}"
-        _require(name in tensors, TENSORS, where, "it is missing")
+        require(name in tensors, TENSORS, where, "it is missing")
         tensor = tensors[name]
-        _require(
+        require(
             tensor.dtype == dtype and tuple(tensor.shape) == (length,),
             TENSORS,
             where,
@@ -409,7 +232,7 @@ def _check_tensors(config: ArtifactConfig, tensors: Mapping[str, Tensor]) -> Non
         )
         if dtype == torch.uint8:
             bits = layer.n if name.startswith("mask/") else layer.kept
-            _require(not bitpack.has_padding(tensor.numpy(), bits), TENSORS, where, "a padding bit is set")
+            require(not bitpack.has_padding(tensor.numpy(), bits), TENSORS, where, "a padding bit is set")
         if name.startswith("mask/"):
             found = bitpack.count(tensor.numpy())
-            _require(found == layer.kept, TENSORS, where, f"{layer.kept} weights kept by {CONFIG}, {found} by the mask")
+            require(found == layer.kept, TENSORS, where, f"{layer.kept} weights kept by {CONFIG}, {found} by the mask")

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from supermask.artifact import write_atomically
 from supermask.errors import IntegrityError, StorageError
+from supermask.files import write_atomically
 
 Checkpoint = dict[str, Any]
 

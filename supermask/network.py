@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from supermask import registry
-from supermask.artifact import CONFIG, TENSORS, Artifact, LayerEntry
+from supermask.artifact import Artifact
 from supermask.config import SearchConfig
 from supermask.datasets import Dataset
 from supermask.errors import ArtifactError, UsageError
+from supermask.manifest import CONFIG, TENSORS, LayerEntry
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from supermask.artifact import write_atomically
 from supermask.config import SearchConfig, parse, resolve, to_toml
 from supermask.errors import NotFoundError, StorageError, UsageError
+from supermask.files import write_atomically
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"

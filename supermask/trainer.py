@@ -163,10 +163,9 @@ class Trainer:
         if math.isfinite(loss) and (not trained or self._trained_are_finite()):
             return
         what = "what is trained became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
+        when = f"in epoch {self.epoch + 1}, step {self.step}"
         kept = f"; the last good checkpoint is in {self.run.path}" if self.run and self.run.checkpoint.exists() else ""
-        raise NonFiniteLossError(
-            f"{what} in epoch {self.epoch + 1}, step {self.step}; try a lower --lr than {self.config.optimizer.lr}{kept}"
-        )
+        raise NonFiniteLossError(f"{what} {when}; try a lower --lr than {self.config.optimizer.lr}{kept}")
 
     def _trained_are_finite(self) -> bool:
         return bool(torch.isfinite(torch.nn.utils.get_total_norm(self.trained)).item())

@@ -1,4 +1,4 @@
-"""A second reader of artifacts, written from the format's page alone: no torch, none of our code, one weight at a time."""
+"""A second reader of artifacts, from the format's page alone: no torch, none of our code, one weight at a time."""
 
 from __future__ import annotations
 

@@ -19,17 +19,18 @@ from torch import Tensor
 
 from supermask import ArtifactError, NotFoundError, StorageError
 from supermask import artifact as artifacts
-from supermask.artifact import (
+from supermask.artifact import Artifact
+from supermask.manifest import (
     CONFIG,
     TENSORS,
     UNHASHED,
     ArchEntry,
-    Artifact,
     ArtifactConfig,
     InputEntry,
     LayerEntry,
     StrategyEntry,
     Values,
+    config_hash,
 )
 from supermask.network import load_into
 from tests import reference_reader
@@ -85,7 +86,7 @@ def alter(folder: Path, change: Callable[[dict[str, Any]], object], rehash: bool
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     change(config)
     if rehash and "config" in config["sha256"] and config.get("seed") != 2**53:  # which has no canonical form
-        config["sha256"]["config"] = artifacts.config_hash(config)
+        config["sha256"]["config"] = config_hash(config)
     (folder / CONFIG).write_text(json.dumps(config), "utf-8")
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 from torch import Tensor
 
 from supermask.data import Batch, EvaluationBatches, Share, TrainingBatches, View, crop_flip, hold_out, padding
-from supermask.datasets import Augment, Dataset, Files, Pictures
+from supermask.datasets import Augment, Dataset, Files, Pictures, statistics
 from supermask.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -86,6 +87,15 @@ def test_a_network_sees_pictures_upsampled_and_normalised(
     expected = (resized / 255 - mean[:, None, None]) / std[:, None, None]
     assert seen.dtype == torch.float32
     np.testing.assert_allclose(seen.numpy(), expected, atol=2e-5)
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 3), st.just(3), st.just(3))))
+def test_statistics_are_numpys_to_four_decimals(images: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    mean, std = statistics(torch.from_numpy(images))
+    exact = (images.astype(np.float64) / 255).std((0, 2, 3))
+    assert mean == pytest.approx((images.astype(np.float64) / 255).mean((0, 2, 3)), abs=5.1e-5)
+    # A channel that never varies, to four decimals, divides by one.
+    assert std == pytest.approx(np.where(exact < 5e-5, 1.0, exact), abs=5.1e-5)
 
 
 def test_looking_at_pictures_leaves_them_as_they_are_and_lays_channels_last() -> None:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import supermask
 from supermask import Dataset, NonFiniteLossError, UsageError, api, masking
-from supermask.config import ScheduleConfig, SearchConfig, resolve
+from supermask.config import ScheduleConfig, SearchConfig, make_strategy, resolve
 from supermask.data import EvaluationBatches, Share, TrainingBatches, View
 from supermask.evaluate import evaluate
+from supermask.randomness import generator
 from supermask.trainer import Trainer, learning_rate_factor
 from supermask_strategies import Dense, EdgePopup
 
@@ -69,7 +70,7 @@ def trained(model: nn.Module, **settings: Any) -> tuple[nn.Module, masking.Maske
     """One epoch of a search on a module, and what it left in it."""
     config = resolve(settings)
     dataset = stripes()
-    strategy = api.make_strategy(config.strategy.name, config.strategy.options)
+    strategy = make_strategy(config.strategy.name, config.strategy.options)
     layers = masking.plan(model, config.weights, strategy.density)
     masking.draw_weights(model, layers, config.seed)
     maskers = masking.attach(model, layers, strategy, config.seed)
@@ -102,7 +103,7 @@ def test_an_epoch_is_the_papers_update_written_out_by_hand() -> None:
     masking.draw_weights(reference, layers, 3)
     weights = [reference.get_parameter(layer.name).detach() for layer in layers]
     strategy = EdgePopup(k=0.5)
-    start = [masking.generator(3, "attach", layer.name) for layer in layers]
+    start = [generator(3, "attach", layer.name) for layer in layers]
     scores = [strategy.attach(w, g).get_parameter("scores").detach() for w, g in zip(weights, start, strict=True)]
     velocity = [torch.zeros_like(s) for s in scores]
     dataset = stripes()

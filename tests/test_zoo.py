@@ -14,6 +14,7 @@ from torch import nn
 from supermask import registry
 from supermask.errors import UsageError
 from supermask.torchvision_import import ensure_torchvision
+from supermask_zoo.form import with_in_channels
 
 BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
 NORMS = (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)
@@ -203,6 +204,12 @@ def test_the_trial_of_a_model_does_not_count_as_a_training_step() -> None:
 def test_networks_with_auxiliary_outputs_give_logits_alone(name: str) -> None:
     model = on_meta(f"torchvision:{name}", 1, 96, 7).train()
     assert model(torch.empty(2, 1, 96, 96, device="meta")).shape == (2, 7)
+
+
+def test_a_network_without_a_plain_first_convolution_cannot_take_other_channels() -> None:
+    for stem in (nn.Linear(48, 2), nn.Conv2d(4, 4, 1, groups=2)):
+        with pytest.raises(ValueError, match="its first layer cannot be made to take 1 input channels"):
+            with_in_channels(nn.Sequential(stem), 1)
 
 
 @pytest.mark.parametrize(
