@@ -144,9 +144,8 @@ def test_mnist_has_60000_and_10000_pictures_and_the_fields_statistics(real_data:
     train, test = in_memory(mnist)
     assert train.images.shape == (60_000, 1, 28, 28)
     assert test.images.shape == (10_000, 1, 28, 28)
-    assert (mnist.mean, mnist.std) == ((0.1307,), (0.3081,))
+    assert (mnist.mean, mnist.std, mnist.augment) == ((0.1307,), (0.3081,), "none")
     assert mnist.classes == tuple("0123456789")
-    assert mnist.augment == "none"
 
 
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from pydantic import FiniteFloat
 from torch import Tensor, nn
 
 from supermask.strategy import Masker, Strategy
@@ -25,7 +26,7 @@ class Bernoulli(Strategy):
     # Zhou et al. train the logits at learning rates in the hundreds: their gradient carries the factor p(1-p)w.
     optimizer_defaults: ClassVar[Mapping[str, Any]] = {"lr": 200.0, "weight_decay": 0.0}
 
-    logit_init: float = 0.0
+    logit_init: FiniteFloat = 0.0
     rescale: bool = False
 
     @property

@@ -20,7 +20,8 @@ from supermask.cli.output import (
 )
 
 ArtifactPath = Annotated[
-    Path | None, typer.Argument(metavar="[ARTIFACT]", help="Folder of an artifact or a run. [default: runs/latest]")
+    Path | None,
+    typer.Argument(metavar="ARTIFACT", help="Folder of an artifact or a run.", show_default="runs/latest"),
 ]
 
 
@@ -35,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     path: ArtifactPath = None,
-    data: Annotated[str | None, typer.Option(help="[default: what the artifact was searched on]")] = None,
+    data: Annotated[str | None, typer.Option(help="As in supermask search.", show_default="the artifact's own")] = None,
     data_root: DataRoot = "data",
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable pictures.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.", show_default=True)] = 500,

@@ -25,9 +25,9 @@ Examples:
 
     supermask search --recipe conv4-cifar10 --epochs 10 --seed 1
 
-    supermask search --data folder:pictures --arch resnet18-cifar --set data.image_size=64
+    supermask search --data folder:pictures --arch resnet18-cifar
 
-    supermask search --data mnist --arch fc --set "arch.args.widths=[250, 250]"
+    supermask search --arch fc --set "arch.args.widths=[250, 250]"
 
     supermask search --resume
 
@@ -41,26 +41,33 @@ def register(app: typer.Typer) -> None:
 
 
 def search(  # noqa: PLR0913, PLR0917 - one parameter for each flag
-    strategy: Annotated[str | None, typer.Option(help="See supermask strategies. [default: edge-popup]")] = None,
-    arch: Annotated[str | None, typer.Option(help="See supermask zoo. [default: conv2]")] = None,
+    strategy: Annotated[str | None, typer.Option(help="See supermask strategies.", show_default="edge-popup")] = None,
+    arch: Annotated[str | None, typer.Option(help="See supermask zoo.", show_default="conv2")] = None,
     data: Annotated[
-        str | None, typer.Option(help="digits, mnist, cifar10, ..., imagenet or folder:PATH. [default: digits]")
+        str | None, typer.Option(help="digits, mnist, cifar10, ..., imagenet or folder:PATH.", show_default="digits")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="See supermask recipes; or a TOML file.")] = None,
-    k: Annotated[float | None, typer.Option(help="Fraction of weights KEPT, above 0 and at most 1.")] = None,
-    distribution: Annotated[str | None, typer.Option(help="Of the weights. [default: signed-constant]")] = None,
-    epochs: Annotated[int | None, typer.Option(help="[default: 20]")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Over all processes. [default: 32]")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate. [default: 0.1; bernoulli 200]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides everything random. [default: 0]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps. [default: auto]")] = None,
-    data_root: Annotated[str | None, typer.Option(help="Folder of downloaded data. [default: data]")] = None,
+    k: Annotated[
+        float | None, typer.Option(help="Fraction of weights KEPT, above 0 and at most 1.", show_default="0.5")
+    ] = None,
+    distribution: Annotated[str | None, typer.Option(help="Of the weights.", show_default="signed-constant")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training pictures.", show_default="20")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Pictures a step, over all processes.", show_default="32")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help="Learning rate.", show_default="the strategy's: 0.1, bernoulli 200, dense and dnw 0.01"),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Decides everything random.", show_default="0")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="auto")] = None,
+    data_root: Annotated[str | None, typer.Option(help="Folder of downloaded data.", show_default="data")] = None,
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable pictures.")] = False,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any setting of config.toml, such as optimizer.momentum=0.8."),
     ] = None,
-    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run. [default: a new one in runs/]")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run.", show_default="a new one in runs/")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --run-dir, or the latest.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -90,7 +97,7 @@ def search(  # noqa: PLR0913, PLR0917 - one parameter for each flag
             "device": device,
         }
     )
-    layers = [load_recipe(recipe) if recipe else {}, flags, merged(*map(setting, settings or []))]
+    layers = [load_recipe(recipe) if recipe else {}, merged(flags, *map(setting, settings or []))]
     if resume:
         run = runs.Run(run_dir or runs.LATEST)
         config = api.resume_config(run, *layers)
