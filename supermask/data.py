@@ -6,8 +6,9 @@ number of processes see the same global batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,8 +47,14 @@ class View:
         pixels = images.to(torch.float32, memory_format=torch.channels_last)
         if images.shape[-1] != self.image_size:
             pixels = F.interpolate(pixels, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
-        mean, std = (torch.tensor(values, device=self.device)[:, None, None] * 255 for values in (self.mean, self.std))
+        mean, std = self._statistics
         return pixels.sub_(mean).div_(std)
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        # On the device once: a copy for each batch would make the host wait.
+        mean, std = (torch.tensor(values, device=self.device)[:, None, None] * 255 for values in (self.mean, self.std))
+        return mean, std
 
 
 @dataclass(frozen=True)
@@ -150,12 +157,12 @@ class TrainingBatches:
             yield batches
 
     def _from_files(self, epoch: int, order: Tensor, places: Tensor) -> Iterator[list[Batch]]:
-        wanted = [
-            [(int(order[place]), derive(self.seed, "augment", epoch, int(place))) for place in batch]
-            for step in places
+        indices = order.tolist()
+        stream = self.stream.batches(
+            [(indices[place], derive(self.seed, "augment", epoch, place)) for place in batch]
+            for step in places.tolist()
             for batch in step
-        ]
-        stream = self.stream.batches(wanted)
+        )
         for _ in places:
             yield [
                 (self.view.of(images), labels.to(self.view.device))
@@ -179,12 +186,12 @@ class EvaluationBatches:
                 yield self.view.of(self.split.images[chosen]), self.split.labels[chosen].to(self.view.device)
         else:
             n = len(self.split)
-            wanted = [[(i, 0) for i in range(start, min(start + self.batch_size, n))] for start in starts]
+            wanted = ([(i, 0) for i in range(start, min(start + self.batch_size, n))] for start in starts)
             for images, labels in self.stream.batches(wanted):
                 yield self.view.of(images), labels.to(self.view.device)
 
 
-Wanted = list[list[tuple[int, int]]]
+Wanted = Iterable[list[tuple[int, int]]]
 
 
 class _Stream:
@@ -192,7 +199,7 @@ class _Stream:
 
     def __init__(self, files: Files, *, augment: bool, whole_batches: bool) -> None:
         self.files = files
-        self.wanted: Wanted = []
+        self.wanted: Wanted = ()
         self.loader: DataLoader[Any] = DataLoader(
             _Decoder(files, augment, whole_batches),  # type: ignore[arg-type]
             batch_sampler=_Sampler(self),
@@ -223,9 +230,6 @@ class _Sampler:
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return iter(self.stream.wanted)
-
-    def __len__(self) -> int:
-        return len(self.stream.wanted)
 
 
 class _Decoder:

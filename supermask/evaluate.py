@@ -49,23 +49,27 @@ def evaluate(
         sampling: modules left in training mode: maskers that are to sample.
     """
     device = batches.view.device
-    sums = torch.zeros(4, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    # MPS has no float64.
+    sums = torch.zeros(3, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    pictures = 0
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     for module in sampling:
         module.train()
     try:
         with parametrize.cached(), torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
-            for pictures, labels in batches:
-                sums += _tally(model(pictures).float(), labels)
+            for images, labels in batches:
+                sums += _tally(model(images).float(), labels)
+                pictures += len(labels)
     finally:
         for module, training in modes:
             module.training = training
-    top1, top5, loss, n = distributed.summed(sums).tolist()
+    top1, top5, loss, n = distributed.summed(torch.cat([sums, sums.new_tensor([pictures])])).tolist()
     return Scores(top1 / n, top5 / n, loss / n, int(n))
 
 
 def _tally(logits: Tensor, labels: Tensor) -> Tensor:
+    """Right at first, right among five, and the summed loss."""
     ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="sum")
-    return torch.stack([ranked[:, 0].sum(), ranked.sum(), loss, torch.tensor(len(labels), device=logits.device)])
+    return torch.stack([ranked[:, 0].sum(), ranked.sum(), loss])

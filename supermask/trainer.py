@@ -87,8 +87,8 @@ class Trainer:
         self.optimizer = make_optimizer(config.optimizer, self.trained) if self.trained else None
         self.network = self._for_all_processes()
         self.epoch = self.step = 0
-        # Sums over the epoch so far: loss, correct pictures, pictures. On the device, so that adding never waits.
-        self.sums = torch.zeros(3, device=self.device)
+        # Sums over the epoch's pictures so far: loss, and whether they were right. Adding never waits for the device.
+        self.sums = torch.zeros(2, device=self.device)
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": None, "state": None}
         self.saved_at = time.monotonic()
 
@@ -144,8 +144,8 @@ class Trainer:
                 if self.optimizer is not None:
                     (loss / len(passes)).backward()
             total += loss.detach() / len(passes)
-            correct = (logits.detach().argmax(1) == labels).sum()
-            self.sums += torch.stack([loss.detach() * len(labels), correct, correct.new_tensor(len(labels))])
+            right = (logits.detach().argmax(1) == labels).sum()
+            self.sums += torch.stack([loss.detach() * len(labels), right])
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()
@@ -171,7 +171,8 @@ class Trainer:
         return bool(torch.isfinite(torch.nn.utils.get_total_norm(self.trained)).item())
 
     def _close_epoch(self, seconds: float, factor: float) -> None:
-        loss, correct, pictures = distributed.summed(self.sums).tolist()
+        pictures = self.batches.steps * self.batches.batch_size
+        loss, right = distributed.summed(self.sums).tolist()
         self._require_finite(loss, trained=True)
         seen = evaluate(self.model, self.watch, self.precision)
         part = "validation" if self.config.data.validation else "test"
@@ -179,7 +180,7 @@ class Trainer:
             "epoch": self.epoch + 1,
             "lr": self.config.optimizer.lr * factor,
             "train_loss": loss / pictures,
-            "train_accuracy": correct / pictures,
+            "train_accuracy": right / pictures,
             f"{part}_accuracy": seen.top1,
             f"{part}_top5": seen.top5,
             f"{part}_loss": seen.loss,
