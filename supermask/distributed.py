@@ -21,7 +21,9 @@ def processes(device: torch.device) -> Iterator[Share]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
     try:
         yield Share(dist.get_rank(), dist.get_world_size())
     finally:

@@ -307,9 +307,14 @@ print("HEAVY", sorted(heavy))
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 
-def test_the_shell_completes_commands_and_options() -> None:
+def test_the_shell_completes_commands_options_and_names() -> None:
     # What the script that --show-completion prints asks for when a person presses the tab key in bash.
-    for typed, place, expected in (("supermask se", 1, "search"), ("supermask search --strat", 2, "--strategy")):
+    for typed, place, expected in (
+        ("supermask se", 1, "search"),
+        ("supermask search --strat", 2, "--strategy"),
+        ("supermask search --strategy edge", 3, "edge-popup"),
+        ("supermask search --recipe wrn", 3, "wrn50-imagenet"),
+    ):
         asked = {"_SUPERMASK_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(place)}
         done = supermask(env={**os.environ, **asked})
         assert expected in done.stdout.split(), done.stderr

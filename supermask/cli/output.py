@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,17 @@ from supermask.errors import NotFoundError
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DataRoot = Annotated[str, typer.Option(help="Folder of downloaded data.", show_default=True)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=True)]
+
+
+def names(kind: str) -> Callable[[], list[str]]:
+    """Installed names of a kind, for the shell to complete."""
+
+    def complete() -> list[str]:
+        from supermask import registry
+
+        return list(registry.recipes() if kind == "recipes" else registry.installed(kind))
+
+    return complete
 
 
 def print_json(result: Any) -> None:

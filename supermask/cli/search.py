@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from supermask.cli.output import AsJson, percent, print_json, print_table, size, speak
+from supermask.cli.output import AsJson, names, percent, print_json, print_table, size, speak
 
 if TYPE_CHECKING:
     from supermask.api import Result
@@ -41,12 +41,26 @@ def register(app: typer.Typer) -> None:
 
 
 def search(  # noqa: PLR0913, PLR0917 - one parameter for each flag
-    strategy: Annotated[str | None, typer.Option(help="See supermask strategies.", show_default="edge-popup")] = None,
-    arch: Annotated[str | None, typer.Option(help="See supermask zoo.", show_default="conv2")] = None,
-    data: Annotated[
-        str | None, typer.Option(help="digits, mnist, cifar10, ..., imagenet or folder:PATH.", show_default="digits")
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="See supermask strategies.", show_default="edge-popup", autocompletion=names("strategies")),
     ] = None,
-    recipe: Annotated[str | None, typer.Option(help="See supermask recipes; or a TOML file.")] = None,
+    arch: Annotated[
+        str | None,
+        typer.Option(help="See supermask zoo.", show_default="conv2", autocompletion=names("architectures")),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, mnist, cifar10, ..., imagenet or folder:PATH.",
+            show_default="digits",
+            autocompletion=names("datasets"),
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="See supermask recipes; or a TOML file.", autocompletion=names("recipes")),
+    ] = None,
     k: Annotated[
         float | None, typer.Option(help="Fraction of weights KEPT, above 0 and at most 1.", show_default="0.5")
     ] = None,
