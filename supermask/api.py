@@ -25,7 +25,7 @@ from supermask.errors import UsageError
 from supermask.evaluate import Scores, evaluate
 from supermask.floors import floors
 from supermask.manifest import CONFIG, UNHASHED, ArchEntry, ArtifactConfig, InputEntry, LayerEntry, StrategyEntry
-from supermask.network import for_data, load_into
+from supermask.network import admit, for_data, load_into
 from supermask.run import Run, create
 from supermask.strategy import Strategy
 from supermask.trainer import Report, Trainer
@@ -74,8 +74,9 @@ def search(
 
     Args:
         model_or_arch: an installed architecture's name (`arch={"args": {...}}` gives it arguments), or any module that
-            maps float32 pictures [N, C, H, W] to logits [N, classes]. A module is copied and its weights drawn anew;
-            biases and norms' scales and shifts that it has are trained beside the mask.
+            maps float32 pictures [N, C, H, W] to logits [N, classes]. A module is copied, in float32, and the weights
+            of its linear, convolution and attention layers are drawn anew and masked; every other parameter that it has
+            (biases, norms' scales and shifts, embeddings, recurrent cells) is trained beside the mask.
         data: an installed data set's name, or `Dataset.from_arrays(...)`.
         strategy: what to search for (EdgePopup: Ramanujan et al. 2020, section 3.2; Bernoulli: Zhou et al. 2019;
             DNW: Wortsman et al. 2019), or an installed strategy's name with its defaults.
@@ -95,7 +96,7 @@ def search(
         chosen = {"name": registry.strategy_name(strategy), "options": strategy.model_dump(mode="json")}
     else:
         chosen = {"name": strategy}
-    module = None if isinstance(model_or_arch, str) else copy.deepcopy(model_or_arch)
+    module = None if isinstance(model_or_arch, str) else _own_copy(model_or_arch)
     arch = model_or_arch if isinstance(model_or_arch, str) else f"module:{type(model_or_arch).__qualname__}"
     named = {"strategy": chosen, "arch": {"name": arch}, "data": {"name": data if isinstance(data, str) else data.name}}
     if run_dir is None:
@@ -115,6 +116,13 @@ def search(
     return result
 
 
+def _own_copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module).cpu().float()
+    except RuntimeError as error:  # torch.nn.utils.weight_norm, of old, leaves tensors that cannot be copied
+        raise UsageError(f"{type(module).__name__} cannot be copied ({error})") from error
+
+
 def resume_config(run: Run, *layers: Mapping[str, Any]) -> SearchConfig:
     """The configuration of a run to continue; `layers` may repeat it but not change it.
 
@@ -124,10 +132,16 @@ def resume_config(run: Run, *layers: Mapping[str, Any]) -> SearchConfig:
     """
     stored = run.config()
     asked = resolve(*layers, base=stored.model_dump(mode="json", exclude_none=True))
-    difference = first_difference(stored, asked)
+    # Where a run computes and finds its data may change; what it computes may not.
+    place = {"device": asked.device, "checkpoint_seconds": asked.checkpoint_seconds}
+    data = stored.data.model_copy(update={"root": asked.data.root, "workers": asked.data.workers})
+    moved = stored.model_copy(update={**place, "data": data})
+    if asked.precision == "auto":
+        asked = asked.model_copy(update={"precision": stored.precision})
+    difference = first_difference(moved, asked)
     if difference:
         raise UsageError(f"the run in {run.path} has {difference}; a resumed run cannot be changed: start another")
-    return stored
+    return moved
 
 
 def execute(
@@ -155,12 +169,14 @@ def execute(
     device = pick_device(config.device, distributed.local_rank())
     precision = pick_precision(config.precision, device)
     config = config.model_copy(
-        update={"device": device.type, "precision": "bfloat16" if precision == torch.bfloat16 else "float32"}
+        update={"device": str(device), "precision": "bfloat16" if precision == torch.bfloat16 else "float32"}
     )
     with distributed.processes(device) as share, reported_memory(config.batch_size, config.accumulate):
         dataset = dataset or _open_in_turn(config, share)
-        plain, args = (module, {}) if module else for_data(config, dataset)
+        plain, args = for_data(config, dataset) if module is None else (module, {})
         size = args.get("image_size") or config.data.image_size or dataset.image_size
+        if module is not None:
+            admit(module, dataset, size)
         view = View(size, dataset.mean, dataset.std, device)
         training, held_out = hold_out(dataset, config.data.validation, config.seed)
         batches = TrainingBatches(
@@ -172,18 +188,48 @@ def execute(
             seed=config.seed,
             share=share,
         )
-        watch = EvaluationBatches(held_out or dataset.test, view, EVALUATION_BATCH, share)
+        # Without gradients four times as many pictures fit as in a pass of training.
+        at_once = min(EVALUATION_BATCH, 4 * config.batch_size // (config.accumulate * share.world_size))
+        watch = EvaluationBatches(held_out or dataset.test, view, at_once, share)
         found = _Search(config, plain, args, dataset, view)
         run = open_run(config) if open_run and (share.rank == 0 or resume) else None
         trainer = Trainer(config, found.model, found.maskers, batches, watch, share, run, report)
         stored = checkpoint.load(run.checkpoint) if run and resume else None
-        if stored is not None:
-            trainer.restore(stored)
+        if run and stored is not None:
+            _restore(trainer, stored, run)
         if run and resume and share.rank == 0:
             run.forget_after(trainer.epoch)
         trainer.fit()
         found.require_one_mask_everywhere()
-    return found.finish(batches, run, trainer.best["epoch"]) if share.rank == 0 else None
+    if share.rank != 0:
+        return None
+    with reported_memory(config.batch_size, config.accumulate):
+        return found.finish(batches, EvaluationBatches(dataset.test, view, at_once), run, trainer.best["epoch"])
+
+
+def _restore(trainer: Trainer, stored: checkpoint.Checkpoint, run: Run) -> None:
+    """Let the trainer stand where the checkpoint stood.
+
+    Raises:
+        IntegrityError: the checkpoint is none, or of another search than config.toml says.
+    """
+    try:
+        difference = first_difference(_where_apart(stored["config"]), _where_apart(trainer.config.model_dump_json()))
+        if difference is None:
+            trainer.restore(stored)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise checkpoint.damaged(run.checkpoint, error) from error
+    if difference is not None:
+        raise checkpoint.damaged(run.checkpoint, f"it is of a search with {difference}")
+
+
+def _where_apart(config: str) -> SearchConfig:
+    """The configuration without where it computes and finds its data."""
+    read = SearchConfig.model_validate_json(config)
+    nowhere = {"root": "", "workers": 0}
+    return read.model_copy(
+        update={"device": "", "checkpoint_seconds": 0.0, "data": read.data.model_copy(update=nowhere)}
+    )
 
 
 def _open_in_turn(config: SearchConfig, share: Share) -> Dataset:
@@ -221,11 +267,12 @@ class _Search:
         hashes = distributed.gathered(masking.hash_of(masks))
         assert len(set(hashes)) == 1, f"the processes ended with different masks: {hashes}"
 
-    def finish(self, batches: TrainingBatches, run: Run | None, best_epoch: int | None) -> Result:
+    def finish(
+        self, batches: TrainingBatches, test: EvaluationBatches, run: Run | None, best_epoch: int | None
+    ) -> Result:
         """Bake, measure in float32 on the test pictures, and write the artifact."""
         artifact = self._artifact(best_epoch)
         subnetwork = load_into(artifact, copy.deepcopy(self.plain)).to(self.view.device)
-        test = EvaluationBatches(self.dataset.test, self.view, EVALUATION_BATCH)
         scores = evaluate(subnetwork, test)
         metrics: dict[str, Any] = {
             "test_accuracy": scores.top1,
@@ -311,7 +358,7 @@ def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
         NotFoundError: no artifact there.
         ArtifactError: it breaks a rule of docs/format.md; names the file and the place.
     """
-    return load_into(read(path), copy.deepcopy(model))
+    return load_into(read(path), None if model is None else _own_copy(model))
 
 
 def read(path: Path | str) -> Artifact:

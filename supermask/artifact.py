@@ -34,6 +34,7 @@ from supermask.manifest import (
     config_hash,
     config_text,
     parse_config,
+    parse_json,
     require,
 )
 
@@ -196,6 +197,8 @@ def _contents(folder: Path, name: str) -> bytes:
         return path.read_bytes()
     except FileNotFoundError as error:
         raise NotFoundError(f"no artifact in {folder}: {name} is not there") from error
+    except OSError as error:
+        raise NotFoundError(f"no artifact in {folder}: {name} cannot be read ({error.strerror})") from error
 
 
 def _parse_tensors(serialized: bytes) -> dict[str, Tensor]:
@@ -203,10 +206,14 @@ def _parse_tensors(serialized: bytes) -> dict[str, Tensor]:
     require(len(serialized) >= 8, TENSORS, "header", f"a file of {len(serialized)} bytes has none")
     require(length <= MAX_HEADER_BYTES, TENSORS, "header", f"{length} bytes announced; at most 16 MiB are read")
     try:
-        return deserialize(serialized)
+        tensors = deserialize(serialized)
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         # KeyError is a dtype that torch lacks; ValueError and RuntimeError a shape that its bytes do not fill.
         raise ArtifactError(f"{TENSORS}: header: {error}") from error
+    # The library reads past these, so that two readers might disagree about them.
+    for name in parse_json(serialized[8 : 8 + length], f"{TENSORS}: header"):
+        require(name in tensors, TENSORS, "header", f"{name!r} is no tensor, and nothing else may stand there")
+    return tensors
 
 
 def _check_tensors(config: ArtifactConfig, tensors: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     buffer = io.BytesIO()
     torch.save(checkpoint, buffer)
     try:
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, buffer.getbuffer())
     except OSError as error:
         raise StorageError(
             f"cannot write {path}: {error.strerror}; everything written before is intact: free space, then continue "
@@ -41,7 +42,12 @@ def load(path: Path) -> Checkpoint | None:
         checkpoint: Checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         return None
-    except (RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise IntegrityError(f"{path} is not a checkpoint ({reason}); delete it to start the run anew") from error
+    except (OSError, RuntimeError, EOFError, ValueError, UnpicklingError) as error:
+        raise damaged(path, error) from error
     return checkpoint
+
+
+def damaged(path: Path, error: Exception | str) -> IntegrityError:
+    """What to say of a file that is no checkpoint, or not this run's."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return IntegrityError(f"{path} is not a checkpoint of this run ({reason}); delete it to start the run anew")

@@ -92,7 +92,7 @@ class ScheduleConfig(_Table):
 
 
 def _known_device(name: str) -> str:
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", name):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", name):
         raise ValueError("expected auto, cpu, mps, cuda or cuda:N")
     return name
 
@@ -201,9 +201,11 @@ def setting(text: str) -> dict[str, Any]:
     if not equals or not path.strip():
         raise UsageError(f"--set {text}: write key=value, such as --set optimizer.lr=0.1")
     try:
-        value = tomllib.loads(f"value = {value_text}")["value"]
+        value, *more = tomllib.loads(f"value = {value_text}").values()
     except tomllib.TOMLDecodeError:
-        value = value_text.strip()
+        value, more = value_text.strip(), []
+    if more:
+        raise UsageError(f"--set {path.strip()}: one setting at a time")
     for key in reversed(path.strip().split(".")):
         value = {key: value}
     return dict(value)

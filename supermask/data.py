@@ -6,6 +6,7 @@ number of processes see the same global batches.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -203,7 +204,8 @@ class _Stream:
         self.loader: DataLoader[Any] = DataLoader(
             _Decoder(files, augment, whole_batches),  # type: ignore[arg-type]
             batch_sampler=_Sampler(self),
-            collate_fn=list,
+            collate_fn=_collated,
+            worker_init_fn=_leave_ctrl_c_to_the_parent,
             num_workers=files.workers,
             persistent_workers=files.workers > 0,
             # A fork of a process that runs threads, as torch does, may deadlock; Python 3.12 warns of it.
@@ -213,13 +215,26 @@ class _Stream:
     def batches(self, wanted: Wanted) -> Iterator[Batch]:
         """Pictures uint8 [B, 3, size, size] and labels for each list of (index, seed of the augmentation)."""
         self.wanted = wanted
-        for samples in self.loader:
-            bad = [reason for _, _, reasons in samples for reason in reasons]
+        for images, labels, bad in self.loader:
             if bad:
                 refuse_or_name(bad, self.files.skip_corrupt)
-            good = [(image, label) for image, label, _ in samples if image is not None]
-            if good:
-                yield torch.stack([image for image, _ in good]), torch.tensor([label for _, label in good])
+            if len(labels):
+                yield images, labels
+
+
+Sample = tuple[Tensor | None, int, list[str]]
+
+
+def _collated(samples: list[Sample]) -> tuple[Tensor, Tensor, list[str]]:
+    """Pictures, labels and unreadable files of a batch; in the worker, which sends one tensor, not one a picture."""
+    good = [(image, label) for image, label, _ in samples if image is not None]
+    images = torch.stack([image for image, _ in good]) if good else torch.empty(0)
+    return images, torch.tensor([label for _, label in good]), [reason for _, _, bad in samples for reason in bad]
+
+
+def _leave_ctrl_c_to_the_parent(worker: int) -> None:
+    # A terminal sends it to every process; the parent finishes its step, which needs its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Sampler:
@@ -241,7 +256,7 @@ class _Decoder:
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor | None, int, list[str]]:
+    def __getitem__(self, item: tuple[int, int]) -> Sample:
         index, seed = item
         bad: list[str] = []
         while len(bad) < len(self.files):

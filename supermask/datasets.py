@@ -204,7 +204,7 @@ def cached(key: str, build: Callable[[], Dataset]) -> Dataset:
         return _stored(path)
     except FileNotFoundError:
         pass
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError) as error:
         # The cache only saves time: what cannot be read is decoded again.
         log.warning("the cached data set %s cannot be read (%s); decoding it again", path, error)
     dataset = build()
@@ -329,10 +329,10 @@ def _torchvision_set(
         dataset = Dataset.from_arrays(name, classes or train.classes, parts[0], parts[1])
         return replace(dataset, **fields)
 
-    files = sorted(request.root.glob(pattern))
+    files = sorted(path for path in request.root.glob(pattern) if path.is_file())
     if not files:
         dataset = build()  # downloads
-        files = sorted(request.root.glob(pattern))
+        files = sorted(path for path in request.root.glob(pattern) if path.is_file())
         return cached(f"{name} {content_key(files)}", lambda: dataset)
     return cached(f"{name} {content_key(files)}", build)
 

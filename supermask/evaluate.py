@@ -12,6 +12,7 @@ from torch.nn.utils import parametrize
 
 from supermask import distributed
 from supermask.data import EvaluationBatches
+from supermask.errors import NotFoundError
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def evaluate(
         for module, training in modes:
             module.training = training
     top1, top5, loss, n = distributed.summed(torch.cat([sums, sums.new_tensor([pictures])])).tolist()
+    if not n:
+        raise NotFoundError("there is no picture to measure on: none of them decodes")
     return Scores(top1 / n, top5 / n, loss / n, int(n))
 
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replace the file at `path` by `content` in one step; OSError leaves what was there."""
     half_written = path.with_name(f".{path.name}.{os.getpid()}")
     try:

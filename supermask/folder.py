@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 MEMORY_BYTES = 2 * 2**30
 IMAGENET_STATISTICS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 # What decoding a damaged or dishonest file raises.
-UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE = (UnidentifiedImageError, OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
 
 
 def folder(path: str, request: Request) -> Dataset:

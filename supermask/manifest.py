@@ -65,8 +65,8 @@ class InputEntry(_Section):
     """What the network takes: shape [C, H, W]; mean and std of each channel in units of full brightness."""
 
     shape: Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=3, max_length=3)]
-    mean: list[float]
-    std: list[Annotated[float, Field(gt=0)]]
+    mean: list[Annotated[float, Field(allow_inf_nan=False)]]
+    std: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 
 
 class Hashes(_Section):
@@ -121,6 +121,32 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(rfc8785.dumps(known)).hexdigest()
 
 
+def parse_json(text: bytes, where: str) -> dict[str, Any]:
+    """A JSON object in which no key stands twice and every number and character is one.
+
+    Raises:
+        ArtifactError: it is not; begins with `where`.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        twice = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
+        if twice:
+            raise ArtifactError(f"{where}: {', '.join(map(repr, twice))}: the key stands there twice")
+        return dict(pairs)
+
+    def no_constant(name: str) -> float:
+        raise ArtifactError(f"{where}: {name} is not a JSON number")
+
+    try:
+        raw = json.loads(text.decode(), object_pairs_hook=once, parse_constant=no_constant)
+        json.dumps(raw, ensure_ascii=False).encode()  # half of a surrogate pair is no character
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{where}: not UTF-8 JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise ArtifactError(f"{where}: an object was expected")
+    return raw
+
+
 def parse_config(text: bytes) -> ArtifactConfig:
     """config.json, checked in itself.
 
@@ -128,19 +154,7 @@ def parse_config(text: bytes) -> ArtifactConfig:
         ArtifactError: it is not JSON, or breaks a rule; names the place.
     """
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        twice = [key for key, times in Counter(key for key, _ in pairs).items() if times > 1]
-        require(not twice, CONFIG, ", ".join(map(repr, twice)), "the key stands there twice")
-        return dict(pairs)
-
-    def no_constant(name: str) -> float:
-        raise ArtifactError(f"{CONFIG}: {name} is not a JSON number")
-
-    try:
-        raw = json.loads(text.decode(), object_pairs_hook=once, parse_constant=no_constant)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ArtifactError(f"{CONFIG}: not UTF-8 JSON: {error}") from error
-    require(isinstance(raw, dict), CONFIG, "top level", "an object was expected")
+    raw = parse_json(text, CONFIG)
     require(raw.get("format") == "supermask", CONFIG, "format", f"'supermask' expected, not {raw.get('format')!r}")
     version = raw.get("format_version")
     require(
@@ -192,7 +206,11 @@ def _check_layers(config: ArtifactConfig) -> None:
             require(layer.std is not None, CONFIG, where, f"values are {layer.values!r}, but it has no std")
     announced = sum(layer.n for layer in config.layers)
     require(announced <= MAX_WEIGHTS, CONFIG, "layers", f"{announced} weights announced; at most 2^32 are read")
-    channels = config.input.shape[0]
+    channels, height, width = config.input.shape
+    require(height == width, CONFIG, "input.shape", f"square pictures expected, not {height} x {width}")
+    for argument, size in (("in_channels", channels), ("image_size", height)):
+        named = config.arch.args.get(argument, size)
+        require(named == size, CONFIG, "input.shape", f"{size} where arch.args.{argument} is {named}")
     for field in ("mean", "std"):
         found = len(getattr(config.input, field))
         require(found == channels, CONFIG, f"input.{field}", f"{channels} numbers expected, not {found}")

@@ -22,7 +22,9 @@ from supermask.errors import UsageError
 from supermask.randomness import derive, generator
 from supermask.strategy import Masker, Strategy
 
+MASKABLE = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 WEIGHT_NAMES = ("weight", "in_proj_weight")
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 DRAWN_AS: dict[WeightDistribution, Distribution] = {
     "signed-constant": "signed-constant",
@@ -61,12 +63,13 @@ def plan(model: nn.Module, weights: WeightsConfig, density: float = 1.0) -> list
     Raises:
         UsageError: the model has no such weight, or two modules share one.
     """
-    layers = []
     owners: dict[int, str] = {}
+    for name, value in model.state_dict(keep_vars=True).items():
+        if id(value) in owners:
+            raise UsageError(f"{owners[id(value)]} and {name} are one shared tensor, which an artifact cannot keep")
+        owners[id(value)] = name
+    layers = []
     for name, weight in _weights(model):
-        if id(weight) in owners:
-            raise UsageError(f"{owners[id(weight)]} and {name} are one shared weight, which a mask cannot treat as two")
-        owners[id(weight)] = name
         shape = tuple(weight.shape)
         std = standard_deviation(shape, weights.distribution) * (math.sqrt(1 / density) if weights.scaled else 1.0)
         layers.append(Layer(name, shape, DRAWN_AS[weights.distribution], std, masked=True))
@@ -80,11 +83,10 @@ def plan(model: nn.Module, weights: WeightsConfig, density: float = 1.0) -> list
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
     owned = {
         f"{prefix}.{weight}" if prefix else weight
         for prefix, module in model.named_modules()
-        if isinstance(module, kinds)
+        if isinstance(module, MASKABLE)
         for weight in WEIGHT_NAMES
     }
     for name, value in model.state_dict(keep_vars=True).items():
@@ -100,14 +102,16 @@ def standard_deviation(shape: tuple[int, ...], distribution: WeightDistribution)
 
 
 def draw_weights(model: nn.Module, layers: list[Layer], seed: int) -> None:
-    """Set every layer's weight to its draw under `seed`, biases to 0, norms' scales to 1 and shifts to 0.
+    """Set every layer's weight to its draw under `seed`, layers' biases to 0, norms' scales to 1 and shifts to 0.
 
-    Parameters of no known kind (a class token, an embedding of positions) keep what the framework gave them.
+    Parameters of any other kind (a class token, an embedding, a recurrent cell) keep what they have.
     """
     for module in model.modules():
-        for part, start in (("bias", 0.0), ("in_proj_bias", 0.0), ("weight", 1.0)):
+        starts = {"bias": 0.0, "in_proj_bias": 0.0} if isinstance(module, MASKABLE) else {}
+        starts = {"weight": 1.0, "bias": 0.0} if isinstance(module, NORMS) else starts
+        for part, start in starts.items():
             value = getattr(module, part, None)
-            if isinstance(value, nn.Parameter) and value.ndim == 1:
+            if value is not None:
                 nn.init.constant_(value, start)
     with torch.no_grad():
         for layer in layers:
@@ -126,7 +130,7 @@ def attach(model: nn.Module, layers: list[Layer], strategy: Strategy, seed: int)
     """Put a masker of `strategy` on every masked layer, and say what is trained.
 
     Weights require gradients where the strategy trains them; parameters that are not layers (biases, norms' scales and
-    shifts, where the architecture has them) are trained beside the masks.
+    shifts, embeddings, ..., where the module has them) are trained beside the masks.
 
     Returns:
         The maskers by layer name.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from supermask import registry
@@ -16,6 +18,7 @@ from supermask.config import SearchConfig
 from supermask.datasets import Dataset
 from supermask.errors import ArtifactError, UsageError
 from supermask.manifest import CONFIG, TENSORS, LayerEntry
+from supermask.randomness import derive
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +45,10 @@ def for_data(config: SearchConfig, dataset: Dataset) -> tuple[nn.Module, dict[st
     for size in sizes:
         args = {**config.arch.args, **own, "image_size": size}
         try:
-            model = registry.build(config.arch.name, args)
+            # What a network has beside its layers (embeddings of places, say) starts from the framework's generator.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive(config.seed, "architecture"))
+                model = registry.build(config.arch.name, args)
         except UsageError as error:
             if not isinstance(error.__cause__, ValueError):
                 raise
@@ -57,6 +63,32 @@ def for_data(config: SearchConfig, dataset: Dataset) -> tuple[nn.Module, dict[st
     raise refusal
 
 
+def admit(module: nn.Module, dataset: Dataset, image_size: int) -> None:
+    """Check that a user's module can be searched, before anything is trained.
+
+    Raises:
+        UsageError: it has weights that a parametrization makes or whose shape is not known yet, or it does not map two
+            of the data set's pictures to logits [2, classes].
+    """
+    for name, part in module.named_modules():
+        if parametrize.is_parametrized(part):
+            raise UsageError(f"{name or type(part).__name__} has a parametrized weight; search the module without it")
+    for name, parameter in module.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise UsageError(f"{name} has no shape yet; call the (lazy) module on some pictures first")
+    pictures = torch.zeros(2, dataset.channels, image_size, image_size)
+    trial, expected = copy.deepcopy(module).eval(), (2, len(dataset.classes))
+    try:
+        with torch.no_grad():
+            logits = trial(pictures)
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise UsageError(f"the module cannot take pictures {list(pictures.shape)} ({reason})") from error
+    given = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if given != expected:
+        raise UsageError(f"the module gives {given} for two pictures; expected logits {expected} for {dataset.name}")
+
+
 def load_into(artifact: Artifact, model: nn.Module | None = None) -> nn.Module:
     """The artifact's subnetwork as a module in evaluation mode: plain weights, those not kept zero.
 
@@ -69,8 +101,13 @@ def load_into(artifact: Artifact, model: nn.Module | None = None) -> nn.Module:
     """
     if model is None:
         # First without memory, so that an artifact that lies about its size is refused before any is taken.
-        with torch.device("meta"):
-            check_shapes(artifact, _build(artifact))
+        try:
+            with torch.device("meta"):
+                check_shapes(artifact, _build(artifact))
+        except ArtifactError as error:
+            # Some networks read values while they are built, which "meta" tensors do not have (RegNet's does).
+            if "meta tensor" not in str(error):
+                raise
         with _NoRandomFill():
             model = _build(artifact)
     check_shapes(artifact, model)

@@ -99,13 +99,20 @@ def build(name: str, args: Mapping[str, Any]) -> nn.Module:
     Raises:
         UsageError: an unknown architecture or argument, or arguments with which it cannot be built.
     """
+    from pydantic import ValidationError, validate_call
+
     function = architecture(name)
     allowed = inspect.signature(function).parameters
     for arg in args:
         if arg not in allowed:
             raise UsageError(f"architecture {name} has no argument {arg!r}; {did_you_mean(arg, allowed)}")
     try:
-        return function(**args)
+        # Checked against the function's annotations, so that "no" is not taken for true.
+        return validate_call(config={"arbitrary_types_allowed": True})(function)(**args)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        value = f"{fault['loc'][0]} = {fault['input']!r}" if fault["loc"] else "its arguments"
+        raise UsageError(f"architecture {name} with {value}: {fault['msg'].lower()}") from error
     except LookupError as error:
         if type(error) is not LookupError or len(error.args) != 2:
             raise  # an IndexError or a KeyError, say, which is a bug

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import sys
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from supermask.config import SearchConfig, parse, resolve, to_toml
-from supermask.errors import NotFoundError, StorageError, UsageError
+from supermask.errors import IntegrityError, NotFoundError, StorageError, UsageError
 from supermask.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"
@@ -45,11 +48,15 @@ class Run:
 
         Raises:
             NotFoundError: there is no run in this folder.
+            IntegrityError: it is not what a search wrote.
         """
         file = self.path / "config.toml"
         if not file.is_file():
             raise NotFoundError(f"no run in {self.path}: config.toml is not there; start one without --resume")
-        return resolve(parse(file.read_text("utf-8"), str(file)))
+        try:
+            return resolve(parse(file.read_text("utf-8"), str(file)))
+        except (UnicodeDecodeError, UsageError) as error:
+            raise IntegrityError(f"{file} was altered ({error}); restore it, or start another run") from error
 
     def append(self, record: Record) -> None:
         """One line of metrics.jsonl, flushed."""
@@ -61,9 +68,9 @@ class Run:
         file = self.path / "metrics.jsonl"
         if file.is_file():
             # A line cut short by a kill belongs to such an epoch, since a checkpoint follows its record.
-            lines = file.read_text().splitlines(keepends=True)[:epochs]
+            lines = file.read_bytes().splitlines(keepends=True)[:epochs]
             with _reported(self.path):
-                write_atomically(file, "".join(lines).encode())
+                write_atomically(file, b"".join(lines))
 
 
 @contextmanager
@@ -89,18 +96,42 @@ def create(config: SearchConfig, path: Path | None = None) -> Run:
         stamp = datetime.now().astimezone().strftime("%Y%m%d-%H%M%S")
         words = [stamp, config.strategy.name, config.arch.name, config.data.name, f"seed{config.seed}"]
         path = RUNS / "-".join("".join(c if c.isalnum() else "-" for c in word).strip("-") for word in words)
-    if (path / "config.toml").exists():
+    if (path / "config.toml").exists() and named:
         raise UsageError(f"there is a run in {path} already; continue it with --resume, or name another with --run-dir")
-    run = Run(path)
     with _reported(path):
-        path.mkdir(parents=True, exist_ok=True)
+        if named:
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path = _new_folder(path)
         (path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
         write_atomically(path / "config.toml", to_toml(config).encode())
-        if not named:
-            pointer = RUNS / f".latest.{os.getpid()}"
-            pointer.symlink_to(path.name)
-            pointer.replace(LATEST)
-    return run
+    if not named:
+        _point_latest_to(path)
+    return Run(path)
+
+
+def _new_folder(path: Path) -> Path:
+    """`path`, or the next of path-2, path-3, ... that no search which began in the same second has made."""
+    folder, number = path, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            folder = path.with_name(f"{path.name}-{number}")
+        else:
+            return folder
+
+
+def _point_latest_to(path: Path) -> None:
+    pointer = RUNS / f".latest.{os.getpid()}"
+    try:
+        pointer.symlink_to(path.name)
+        pointer.replace(LATEST)
+    except OSError as error:
+        # A convenience only: a file system without links, or a folder of that name, must not stop a search.
+        log.warning("%s could not be pointed to the new run (%s)", LATEST, error.strerror)
+        pointer.unlink(missing_ok=True)
 
 
 def environment() -> Record:

@@ -39,7 +39,6 @@ class Progress:
     epoch: int
     step: int
     steps: int
-    loss: float | None = None
     record: Record | None = None
 
 
@@ -123,12 +122,16 @@ class Trainer:
         for passes in self.batches.epoch(self.epoch, self.step):
             loss = self._one_step(passes)
             self.step += 1
-            looks = self.step % LOOK_EVERY == 0 or self.device.type == "cpu"
-            if looks:
-                self._require_finite(loss.item(), trained=self.step % LOOK_EVERY == 0)
-            self.report(Progress(self.epoch, self.step, self.batches.steps, loss.item() if looks else None))
+            if self._looks() or self.device.type == "cpu":
+                self._require_finite(loss.item(), trained=self._looks())
+            self.report(Progress(self.epoch, self.step, self.batches.steps))
             self._stop_or_save(wish)
         self._close_epoch(time.monotonic() - began, factor)
+        self._stop_or_save(wish)
+
+    def _looks(self) -> bool:
+        """Whether this is a moment to wait for the device and the other processes: now and then, and between epochs."""
+        return self.step % LOOK_EVERY == 0
 
     def _one_step(self, passes: list[Batch]) -> Tensor:
         """One optimiser step; returns the mean loss of its pictures."""
@@ -187,7 +190,8 @@ class Trainer:
             "seconds": round(seconds, 3),
         }
         if self.config.keep == "best" and seen.top1 > self.best["accuracy"]:
-            self.best = {"accuracy": seen.top1, "epoch": self.epoch + 1, "state": self._state()}
+            best = {name: value.clone() for name, value in self._state().items()}
+            self.best = {"accuracy": seen.top1, "epoch": self.epoch + 1, "state": best}
         self.epoch, self.step = self.epoch + 1, 0
         self.sums.zero_()
         if self.run is not None and self.share.rank == 0:
@@ -211,7 +215,7 @@ class Trainer:
         """What any process wishes. They must act at the same step, or some would wait for others for ever."""
         if self.share.world_size == 1:
             return list(wishes)
-        if self.step % LOOK_EVERY:
+        if not self._looks():
             return [False] * len(wishes)
         return [bool(votes) for votes in distributed.summed(torch.tensor(wishes, device=self.device).int()).tolist()]
 
@@ -224,6 +228,7 @@ class Trainer:
         if not (math.isfinite(sums[0].item()) and self._trained_are_finite()):
             return
         content = {
+            "config": self.config.model_dump_json(),
             "epoch": self.epoch,
             "step": self.step,
             "sums": sums.cpu(),
@@ -234,7 +239,11 @@ class Trainer:
         checkpoint.save(self.run.checkpoint, content)
 
     def restore(self, content: checkpoint.Checkpoint) -> None:
-        """Stand where the checkpoint stood."""
+        """Stand where the checkpoint stood.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: it is not one of this search.
+        """
         self.epoch, self.step, self.best = content["epoch"], content["step"], content["best"]
         if self.share.rank == 0:  # the sums of all processes
             self.sums.copy_(content["sums"])
@@ -245,7 +254,7 @@ class Trainer:
     def _state(self) -> dict[str, Tensor]:
         """What training changes. Weights that only the seed determines are left out: they are drawn again."""
         frozen = {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
-        return {name: value.detach().clone() for name, value in self.model.state_dict().items() if name not in frozen}
+        return {name: value.detach() for name, value in self.model.state_dict().items() if name not in frozen}
 
     def _load_state(self, state: dict[str, Tensor]) -> None:
         self.model.load_state_dict(state, strict=False)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
-from pydantic import FiniteFloat
+from pydantic import Field
 from torch import Tensor, nn
 
 from supermask.strategy import Masker, Strategy
@@ -26,7 +26,7 @@ class Bernoulli(Strategy):
     # Zhou et al. train the logits at learning rates in the hundreds: their gradient carries the factor p(1-p)w.
     optimizer_defaults: ClassVar[Mapping[str, Any]] = {"lr": 200.0, "weight_decay": 0.0}
 
-    logit_init: FiniteFloat = 0.0
+    logit_init: Annotated[float, Field(ge=-20, le=20)] = 0.0
     rescale: bool = False
 
     @property

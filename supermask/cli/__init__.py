@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
-from types import FrameType
 from typing import Annotated
 
 import typer
 
 from supermask.cli import artifact, listing, search
+from supermask.cli.interrupt import CtrlC, raise_ctrl_c
 from supermask.errors import Interrupted, SupermaskError
 
 app = typer.Typer(
@@ -41,24 +41,12 @@ def options(
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 usage, 3 not found, 4 integrity, 130 interrupted."""
-    signal.signal(signal.SIGINT, _raise_ctrl_c)
+    signal.signal(signal.SIGINT, raise_ctrl_c)
     try:
         app(args=args, prog_name="supermask")
     except SupermaskError as error:
         print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except _CtrlC:
+    except CtrlC:
         print("interrupted", file=sys.stderr)
         sys.exit(Interrupted.exit_code)
-
-
-class _CtrlC(BaseException):
-    """Ctrl-C where there is nothing to save; while a search trains, the trainer takes it and saves.
-
-    Not a KeyboardInterrupt, which Typer turns into exit code 1, nor an Exception, which libraries swallow as they are
-    imported.
-    """
-
-
-def _raise_ctrl_c(number: int, frame: FrameType | None) -> None:
-    raise _CtrlC

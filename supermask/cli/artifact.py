@@ -50,7 +50,7 @@ def evaluate(
     from supermask.network import load_into
 
     artifact = api.read(given_or_latest(path))
-    name = data or artifact.config.provenance.get("dataset", "")
+    name = data or str(artifact.config.provenance.get("dataset", ""))
     dataset = registry.open_dataset(
         name, root=Path(data_root), image_size=artifact.config.input.shape[1], skip_corrupt=skip_corrupt
     )
@@ -122,8 +122,9 @@ def info(path: ArtifactPath = None, as_json: AsJson = False) -> None:
         ("masks", f"{size(mask_bytes)}, against an entropy bound N*H(k) of {size(bound)}"),
         ("as float32", f"{size(4 * weights)}, {4 * weights / artifact.size:.1f} times as much"),
     ]
-    if "test_accuracy" in config.metrics:
-        rows.append(("accuracy", f"{percent(config.metrics['test_accuracy'])} on {config.provenance.get('dataset')}"))
+    accuracy = config.metrics.get("test_accuracy")
+    if isinstance(accuracy, float):
+        rows.append(("accuracy", f"{percent(accuracy)} on {config.provenance.get('dataset')}"))
     print_table(rows)
 
 

@@ -38,12 +38,14 @@ def print_table(rows: Iterable[Sequence[str]], header: Sequence[str] = (), numbe
     """A table on stdout; the columns in `numbers` are set to the right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*header, box=None, show_header=bool(header), pad_edge=False, header_style="bold")
     for row in rows:
         while len(table.columns) < len(row):
             table.add_column()
-        table.add_row(*row)
+        # Text, since a cell's brackets are not rich's markup.
+        table.add_row(*map(Text, row))
     for number in numbers:
         table.columns[number].justify = "right"
     # A pipe has no width: nothing is cut or wrapped for it.
@@ -84,5 +86,6 @@ def given_or_latest(path: Path | None) -> Path:
     """
     latest = Path("runs/latest")
     if path is None and not latest.exists():
-        raise NotFoundError(f"no artifact named, and no {latest} here; name a folder, or run supermask search first")
+        there = "leads nowhere" if latest.is_symlink() else "is not here"
+        raise NotFoundError(f"no artifact named, and {latest} {there}; name a folder, or run supermask search first")
     return path or latest

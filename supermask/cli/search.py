@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from supermask.cli import interrupt
 from supermask.cli.output import AsJson, names, percent, print_json, print_table, size, speak
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def search(  # noqa: PLR0913, PLR0917 - one parameter for each flag
     from supermask import run as runs
     from supermask.config import load_recipe, merged, resolve, setting
 
+    interrupt.check()
     flags = _layer(
         {
             "strategy.name": strategy,
