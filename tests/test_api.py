@@ -94,7 +94,7 @@ def test_an_artifact_of_an_unknown_module_asks_for_the_module(tmp_path: Path) ->
 
 def test_a_module_without_weights_to_mask_is_refused() -> None:
     with pytest.raises(UsageError, match="no linear, convolution or attention weight"):
-        supermask.search(nn.Sequential(nn.Flatten(), nn.ReLU()), stripes(), **SMALL)
+        supermask.search(nn.Sequential(nn.AdaptiveAvgPool2d((1, 3)), nn.Flatten()), stripes(), **SMALL)
 
 
 def test_a_weight_shared_by_two_layers_is_refused() -> None:
@@ -102,6 +102,68 @@ def test_a_weight_shared_by_two_layers_is_refused() -> None:
     module[2].weight = module[1].weight
     with pytest.raises(UsageError, match=r"1\.weight and 2\.weight"):
         supermask.search(module, stripes(), **SMALL)
+    twice = nn.Linear(64, 64, bias=False)
+    with pytest.raises(UsageError, match=r"1\.weight and 3\.weight"):
+        supermask.search(nn.Sequential(nn.Flatten(), twice, nn.ReLU(), twice, nn.Linear(64, 3)), stripes(), **SMALL)
+
+
+class Dictionary(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 3)
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(pictures.flatten(1))}
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), r"gives \(2, 2\) .* expected logits \(2, 3\)"),
+        (nn.Conv2d(1, 3, 3), r"gives \(2, 3, 6, 6\)"),
+        (Dictionary(), "gives dict"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(65, 3)), "cannot take pictures"),
+        (nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 3))), "1 has a parametrized"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "1.weight has no shape yet"),
+    ],
+    ids=["classes", "shape", "type", "width", "parametrized", "lazy"],
+)
+def test_a_module_that_cannot_be_searched_or_kept_is_refused_at_once(module: nn.Module, words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        supermask.search(module, stripes(), **SMALL)
+
+
+def test_a_module_in_another_precision_is_searched_in_float32(tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.PReLU(), nn.Linear(16, 3)).bfloat16()
+    result = supermask.search(module, stripes(), **SMALL)
+    supermask.save(result, tmp_path)
+    assert {value.dtype for value in supermask.load(tmp_path, module).state_dict().values()} == {torch.float32}
+
+
+def test_parameters_of_other_kinds_start_from_what_they_are() -> None:
+    linear, slope, norm, embedding = nn.Linear(4, 4), nn.PReLU(), nn.LayerNorm(4), nn.Embedding(3, 4)
+    before = embedding.weight.detach().clone()
+    model = nn.Sequential(linear, slope, norm, embedding)
+    masking.draw_weights(model, masking.plan(model, WeightsConfig()), seed=0)
+    assert slope.weight.tolist() == [0.25]
+    assert norm.weight.tolist() == [1.0] * 4
+    assert torch.equal(embedding.weight, before)
+    assert linear.bias.tolist() == [0.0] * 4
+
+
+def test_the_seed_decides_every_parameter_of_a_vision_transformer() -> None:
+    hashes = set()
+    for noise in (1, 2):
+        torch.manual_seed(noise)
+        result = supermask.search("torchvision:vit_b_16", stripes(), data={"image_size": 16}, **{**SMALL, "epochs": 1})
+        hashes.add(result.artifact.config.sha256.tensors)
+    assert len(hashes) == 1
+
+
+def test_an_architecture_that_reads_values_as_it_is_built_can_be_loaded(tmp_path: Path) -> None:
+    settings = {**SMALL, "epochs": 1, "batch_size": 96}
+    supermask.save(supermask.search("torchvision:regnet_y_400mf", stripes(), **settings), tmp_path)
+    assert not supermask.load(tmp_path).training
 
 
 @pytest.mark.parametrize("strategy", [Dense(), Bernoulli(), Bernoulli(rescale=True)])

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rfc8785
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -85,8 +86,11 @@ def alter(folder: Path, change: Callable[[dict[str, Any]], object], rehash: bool
     """Change config.json as an attacker would who can compute hashes."""
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     change(config)
-    if rehash and "config" in config["sha256"] and config.get("seed") != 2**53:  # which has no canonical form
-        config["sha256"]["config"] = config_hash(config)
+    try:
+        if rehash and "config" in config["sha256"]:
+            config["sha256"]["config"] = config_hash(config)
+    except (ValueError, rfc8785.CanonicalizationError):
+        config["sha256"].pop("config")  # what is not JSON has no canonical form
     (folder / CONFIG).write_text(json.dumps(config), "utf-8")
 
 
@@ -269,6 +273,10 @@ BAD_CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "arguments that it does not take": (lambda c: c["arch"]["args"].update(x=1), "arch: "),
     "other widths": (lambda c: c["arch"]["args"].update(widths=[6]), "layer 1.weight: fc has [6, 8], not [5, 8]"),
     "too few means": (lambda c: c["input"].update(mean=[0.5]), "input.mean: 2 numbers expected, not 1"),
+    "an infinite mean": (lambda c: c["input"].update(mean=[1e999, 0.5]), "Infinity is not a JSON number"),
+    "pictures that are not square": (lambda c: c["input"].update(shape=[2, 2, 3]), "input.shape: square"),
+    "pictures of another size": (lambda c: c["input"].update(shape=[2, 9, 9]), "input.shape: 9 where"),
+    "half a character": (lambda c: c.update(labels=["\ud800"]), "config.json: not UTF-8 JSON"),
     "a zero std of the input": (lambda c: c["input"].update(std=[0.0, 1.0]), "input.std"),
     "a wrong hash of the weights": (lambda c: c["sha256"].update(weights="0" * 64), "sha256.weights"),
     "a wrong hash of the tensors": (lambda c: c["sha256"].update({TENSORS: "0" * 64}), "model.safetensors: contents"),
@@ -400,6 +408,39 @@ def test_a_network_of_a_million_million_weights_is_refused_before_memory_is_take
 def test_an_architecture_larger_than_its_layers_say_is_refused_before_memory_is_taken(folder: Path) -> None:
     alter(folder, lambda config: config["arch"]["args"].update(widths=[10**9, 10**9]))
     assert "layer 1.weight: fc has [1000000000, 8]" in refusal(folder)
+
+
+@pytest.mark.parametrize("name", [CONFIG, TENSORS])
+def test_a_folder_in_a_files_place_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(NotFoundError, match=f"{name} cannot be read"):
+        artifacts.read(folder)
+
+
+def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not an artifact")
+    with pytest.raises(NotFoundError, match="no artifact in"):
+        artifacts.read(tmp_path / "file")
+
+
+@pytest.mark.parametrize(
+    "extra", ['"__metadata__":{"a":"b"},', '"mask/1.weight":{"dtype":"U8","shape":[0],"data_offsets":[0,0]},']
+)
+def test_a_header_that_two_readers_might_read_differently_is_refused(folder: Path, extra: str) -> None:
+    content = (folder / TENSORS).read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header = b"{" + extra.encode() + content[9 : 8 + length]
+    altered = struct.pack("<Q", len(header)) + header + content[8 + length :]
+    (folder / TENSORS).write_bytes(altered)
+    alter(folder, lambda config: config["sha256"].update({TENSORS: hashlib.sha256(altered).hexdigest()}))
+    assert refusal(folder).startswith("model.safetensors: header")
+
+
+def test_a_number_of_five_thousand_digits_is_refused(folder: Path) -> None:
+    content = (folder / CONFIG).read_text("utf-8").replace('"seed": 7', f'"seed": {"7" * 5000}', 1)
+    (folder / CONFIG).write_text(content, "utf-8")
+    assert refusal(folder).startswith(CONFIG)
 
 
 @pytest.mark.parametrize("name", [CONFIG, TENSORS])

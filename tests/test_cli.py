@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tomllib
@@ -16,7 +17,7 @@ import typer
 from PIL import Image
 
 from supermask.cli import app, main
-from tests.commands import QUICK, kept, supermask
+from tests.commands import QUICK, kept, started, supermask, wait_until
 
 
 def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
@@ -166,6 +167,10 @@ WRONG: list[tuple[list[str], int, list[str]]] = [
     (["--device", "tpu"], 2, ["device = 'tpu'", "cuda:N"]),
     (["--set", "keep=best"], 2, ["data.validation"]),
     (["--set", "data.validation=0.9999"], 2, ["leaves one part empty"]),
+    (["--set", "arch.args.bias=perhaps"], 2, ["bias = 'perhaps'", "boolean"]),
+    (["--set", "seed=1\nepochs=2"], 2, ["--set seed: one setting at a time"]),
+    (["--strategy", "bernoulli", "--set", "strategy.options.logit_init=-800"], 2, ["logit_init = -800"]),
+    (["--device", "cuda:99999999999999999999"], 2, ["cuda:N"]),
     (["--lr", "1e12"], 1, ["try a lower --lr"]),
 ]
 
@@ -187,6 +192,73 @@ def test_bad_input_is_one_line_that_names_thing_value_and_next_step(
 def test_a_wrong_search_leaves_no_run_behind(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     run(capsys, "search", "--arch", "conv8", "--set", "data.image_size=8")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_searches_that_begin_at_once_keep_to_their_own_folders(tmp_path: Path) -> None:
+    both = [started("search", "--arch", "fc", "--epochs", "1", "--json") for _ in range(2)]
+    places = {json.loads(process.communicate(timeout=120)[0])["artifact"] for process in both}
+    assert len(places) == 2
+
+
+def test_a_folder_called_latest_stops_no_search(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "runs" / "latest").mkdir(parents=True)
+    status, out, _ = run(capsys, "search", "--arch", "fc", "--epochs", "1")
+    assert status == 0
+    assert "untouched random network" in out
+    assert not list((tmp_path / "runs").glob(".latest*"))
+
+
+def test_brackets_in_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = run(capsys, "search", "--arch", "fc", "--epochs", "1", "--run-dir", "out[bold]")
+    assert status == 0
+    assert "out[bold]/artifact" in out
+
+
+def picture_folder(root: Path, pictures: int) -> None:
+    """ROOT/imagenet, streamed: two classes of tiny pictures."""
+    for part in ("train", "val"):
+        for name, grey in (("dark", 10), ("light", 240)):
+            (root / "imagenet" / part / name).mkdir(parents=True)
+            for i in range(pictures):
+                Image.new("RGB", (8, 8), (grey, grey, i % 256)).save(root / "imagenet" / part / name / f"{i}.png")
+
+
+STREAMED = ["search", "--data", "imagenet", "--data-root", ".", "--set", "data.image_size=8", "--arch", "fc"]
+
+
+def test_streaming_lives_with_the_usual_number_of_open_files(tmp_path: Path) -> None:
+    picture_folder(tmp_path, 400)
+
+    def few_files() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+    done = supermask(*STREAMED, "--epochs", "1", "--json", preexec_fn=few_files)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["test_pictures"] == 800
+
+
+def test_ctrl_c_while_pictures_stream_saves_like_any_other(tmp_path: Path) -> None:
+    picture_folder(tmp_path, 40)
+    command = [
+        sys.executable,
+        "-m",
+        "supermask",
+        *STREAMED,
+        "--epochs",
+        "5000",
+        "--batch-size",
+        "8",
+        "--run-dir",
+        "run",
+    ]
+    process = subprocess.Popen(
+        [*command, "--set", "checkpoint_seconds=0"], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until((tmp_path / "run" / "metrics.jsonl").exists, process)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to every process of the command
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "continue with: supermask search --resume --run-dir run" in err
 
 
 def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,6 +67,17 @@ def test_two_processes_that_were_killed_resume_to_the_same_mask(tmp_path: Path) 
     assert records(killed) == records(tmp_path / "whole")
 
 
+def test_short_epochs_are_saved_and_stopped_between(tmp_path: Path) -> None:
+    args = ["search", "--batch-size", "360", "--epochs", "4000", "--set", "checkpoint_seconds=0"]
+    process = subprocess.Popen(
+        [*TORCHRUN, *args, "--run-dir", str(tmp_path / "run")], stderr=subprocess.PIPE, text=True
+    )
+    wait_until((tmp_path / "run" / "checkpoint.pt").exists, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert f"continue with: supermask search --resume --run-dir {tmp_path / 'run'}" in err
+
+
 def test_a_batch_that_does_not_divide_among_processes_is_refused() -> None:
     done = torchrun("search", "--batch-size", "33")
     assert done.returncode != 0

@@ -124,10 +124,41 @@ def test_resuming_where_there_is_no_run_is_exit_3(tmp_path: Path) -> None:
     assert "nowhere" in done.stderr
 
 
-def test_a_damaged_checkpoint_is_named(uninterrupted: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_bytes((uninterrupted / "config.toml").read_bytes())
-    (tmp_path / "checkpoint.pt").write_bytes((uninterrupted / "checkpoint.pt").read_bytes()[:1000])
+DAMAGE: list[tuple[str, bytes]] = [
+    ("checkpoint.pt", b"garbage"),
+    ("checkpoint.pt", b""),
+    ("config.toml", b"\xff"),
+    ("config.toml", b"epochs = "),
+    ("config.toml", b"epochs = 0"),
+    ("config.toml", b""),
+]
+
+
+@pytest.mark.parametrize(("name", "content"), DAMAGE, ids=str)
+def test_a_damaged_run_is_refused_by_file(uninterrupted: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    for file in ("config.toml", "checkpoint.pt"):
+        (tmp_path / file).write_bytes((uninterrupted / file).read_bytes())
+    (tmp_path / name).write_bytes(content)
     done = supermask("search", "--resume", "--run-dir", str(tmp_path))
     assert done.returncode == 4
-    assert "checkpoint.pt is not a checkpoint" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    (line,) = done.stderr.splitlines()
+    assert str(tmp_path / (name if content else "checkpoint.pt")) in line
+
+
+def test_a_configuration_altered_behind_the_checkpoints_back_is_refused(uninterrupted: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes((uninterrupted / "checkpoint.pt").read_bytes())
+    altered = (
+        (uninterrupted / "config.toml").read_text().replace("seed = 0", "seed = 7").replace("epochs = 4", "epochs = 5")
+    )
+    (tmp_path / "config.toml").write_text(altered)
+    done = supermask("search", "--resume", "--run-dir", str(tmp_path))
+    assert done.returncode == 4
+    assert "it is of a search with seed = 0, not 7" in done.stderr
+
+
+def test_where_a_run_computes_may_change(uninterrupted: Path) -> None:
+    before = kept(uninterrupted)
+    moved = ["--device", "auto", "--set", "precision=auto", "--data-root", "elsewhere", "--set", "data.workers=0"]
+    done = supermask("search", "--resume", "--run-dir", str(uninterrupted), *moved)
+    assert done.returncode == 0, done.stderr
+    assert kept(uninterrupted) == before
