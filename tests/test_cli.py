@@ -89,7 +89,8 @@ class TestDefaultSearch:
             "data": "digits",
             "accuracy": metrics["test_accuracy"],
             "top5": metrics["test_top5"],
-            "loss": metrics["test_loss"],
+            # Summed in float32 over batches of another size: the last digits may differ.
+            "loss": pytest.approx(metrics["test_loss"], rel=1e-6),
             "pictures": 359,
         }
 
