@@ -22,7 +22,7 @@ from supermask.data import EvaluationBatches, Share, TrainingBatches, View, hold
 from supermask.datasets import Dataset
 from supermask.device import pick_device, pick_precision, reported_memory
 from supermask.errors import UsageError
-from supermask.evaluate import Scores, evaluate
+from supermask.evaluate import EVALUATION_BATCH, evaluate
 from supermask.floors import floors
 from supermask.manifest import CONFIG, UNHASHED, ArchEntry, ArtifactConfig, InputEntry, LayerEntry, StrategyEntry
 from supermask.network import admit, for_data, load_into
@@ -31,8 +31,6 @@ from supermask.strategy import Strategy
 from supermask.trainer import Report, Trainer
 
 SAMPLES = 10  # networks that Zhou et al. sample for the accuracy they report
-# Pictures evaluated at once, without gradients.
-EVALUATION_BATCH = 500
 
 OpenRun = Callable[[SearchConfig], Run]
 
@@ -380,27 +378,3 @@ def save(result: Result, path: Path | str) -> None:
         StorageError: the folder cannot be written.
     """
     artifacts.write(result.artifact, Path(path))
-
-
-def evaluate_artifact(
-    artifact: Artifact, model: nn.Module, dataset: Dataset, device: torch.device, batch_size: int = EVALUATION_BATCH
-) -> Scores:
-    """Accuracy of an artifact's subnetwork on a data set's test pictures, in float32.
-
-    Raises:
-        UsageError: the pictures have other channels or classes than the artifact was made for.
-    """
-    entry = artifact.config.input
-    if dataset.channels != entry.shape[0]:
-        raise UsageError(f"the artifact takes {entry.shape[0]} channels, {dataset.name} has {dataset.channels}")
-    if list(dataset.classes) != artifact.config.labels:
-        raise UsageError(
-            f"the artifact knows the classes {_few(artifact.config.labels)}, {dataset.name} has {_few(dataset.classes)}"
-        )
-    view = View(entry.shape[1], tuple(entry.mean), tuple(entry.std), device)
-    with reported_memory(batch_size):
-        return evaluate(model.to(device), EvaluationBatches(dataset.test, view, batch_size))
-
-
-def _few(names: Any) -> str:
-    return f"{', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''} ({len(names)})"

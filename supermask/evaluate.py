@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +11,14 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from supermask import distributed
-from supermask.data import EvaluationBatches
-from supermask.errors import NotFoundError
+from supermask.artifact import Artifact
+from supermask.data import EvaluationBatches, View
+from supermask.datasets import Dataset
+from supermask.device import reported_memory
+from supermask.errors import NotFoundError, UsageError
+
+# Pictures evaluated at once, without gradients.
+EVALUATION_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -76,3 +82,27 @@ def _tally(logits: Tensor, labels: Tensor) -> Tensor:
     ranked = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
     loss = F.cross_entropy(logits, labels, reduction="sum")
     return torch.stack([ranked[:, 0].sum(), ranked.sum(), loss])
+
+
+def evaluate_artifact(
+    artifact: Artifact, model: nn.Module, dataset: Dataset, device: torch.device, batch_size: int = EVALUATION_BATCH
+) -> Scores:
+    """Accuracy of an artifact's subnetwork on a data set's test pictures, in float32.
+
+    Raises:
+        UsageError: the pictures have other channels or classes than the artifact was made for.
+    """
+    entry = artifact.config.input
+    if dataset.channels != entry.shape[0]:
+        raise UsageError(f"the artifact takes {entry.shape[0]} channels, {dataset.name} has {dataset.channels}")
+    if list(dataset.classes) != artifact.config.labels:
+        raise UsageError(
+            f"the artifact knows the classes {_few(artifact.config.labels)}, {dataset.name} has {_few(dataset.classes)}"
+        )
+    view = View(entry.shape[1], tuple(entry.mean), tuple(entry.std), device)
+    with reported_memory(batch_size):
+        return evaluate(model.to(device), EvaluationBatches(dataset.test, view, batch_size))
+
+
+def _few(names: Sequence[str]) -> str:
+    return f"{', '.join(list(names)[:3])}{', ...' if len(names) > 3 else ''} ({len(names)})"

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import supermask
-from supermask import Dataset, NonFiniteLossError, UsageError, api, masking
+from supermask import Dataset, NonFiniteLossError, UsageError, masking
 from supermask.config import ScheduleConfig, SearchConfig, make_strategy, resolve
 from supermask.data import EvaluationBatches, Share, TrainingBatches, View
-from supermask.evaluate import evaluate
+from supermask.evaluate import evaluate, evaluate_artifact
 from supermask.randomness import generator
 from supermask.trainer import Trainer, learning_rate_factor
 from supermask_strategies import Dense, EdgePopup
@@ -202,7 +202,7 @@ def test_what_is_reported_is_the_artifacts_own_accuracy(tmp_path: Path) -> None:
     dataset = stripes()
     result = supermask.search("fc", dataset, **SMALL)
     supermask.save(result, tmp_path / "artifact")
-    scores = api.evaluate_artifact(
+    scores = evaluate_artifact(
         supermask.read(tmp_path / "artifact"), supermask.load(tmp_path / "artifact"), dataset, CPU
     )
     assert (scores.top1, scores.loss) == (result.metrics["test_accuracy"], result.metrics["test_loss"])

@@ -47,6 +47,7 @@ def evaluate(
     speak()
     from supermask import api, registry
     from supermask.device import pick_device
+    from supermask.evaluate import evaluate_artifact
     from supermask.network import load_into
 
     artifact = api.read(given_or_latest(path))
@@ -54,7 +55,7 @@ def evaluate(
     dataset = registry.open_dataset(
         name, root=Path(data_root), image_size=artifact.config.input.shape[1], skip_corrupt=skip_corrupt
     )
-    scores = api.evaluate_artifact(artifact, load_into(artifact), dataset, pick_device(device), batch_size)
+    scores = evaluate_artifact(artifact, load_into(artifact), dataset, pick_device(device), batch_size)
     if as_json:
         print_json(
             {"data": name, "accuracy": scores.top1, "top5": scores.top5, "loss": scores.loss, "pictures": scores.n}
