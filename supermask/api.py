@@ -166,8 +166,10 @@ def execute(
     """
     device = pick_device(config.device, distributed.local_rank())
     precision = pick_precision(config.precision, device)
+    # "cuda" stays without a number: resumed by torchrun, each process takes its own GPU again.
+    kind = device.type if config.device == "auto" else config.device
     config = config.model_copy(
-        update={"device": str(device), "precision": "bfloat16" if precision == torch.bfloat16 else "float32"}
+        update={"device": kind, "precision": "bfloat16" if precision == torch.bfloat16 else "float32"}
     )
     with distributed.processes(device) as share, reported_memory(config.batch_size, config.accumulate):
         dataset = dataset or _open_in_turn(config, share)
