@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from supermask.errors import (
     ArtifactError,
+    ConflictError,
     CorruptPictureError,
     DeviceMemoryError,
+    HubError,
     IntegrityError,
     Interrupted,
     NonFiniteLossError,
@@ -22,16 +24,20 @@ from supermask.errors import (
 )
 
 if TYPE_CHECKING:
-    from supermask.api import Result, load, read, save, search
+    from supermask.api import Result, search
     from supermask.artifact import Artifact
     from supermask.datasets import Dataset
+    from supermask.reference import import_checkpoint
+    from supermask.store import load, pull, push, read, save
 
 __all__ = [
     "Artifact",
     "ArtifactError",
+    "ConflictError",
     "CorruptPictureError",
     "Dataset",
     "DeviceMemoryError",
+    "HubError",
     "IntegrityError",
     "Interrupted",
     "NonFiniteLossError",
@@ -40,7 +46,10 @@ __all__ = [
     "StorageError",
     "SupermaskError",
     "UsageError",
+    "import_checkpoint",
     "load",
+    "pull",
+    "push",
     "read",
     "save",
     "search",
@@ -50,9 +59,12 @@ _HOMES = {
     "Artifact": "artifact",
     "Dataset": "datasets",
     "Result": "api",
-    "load": "api",
-    "read": "api",
-    "save": "api",
+    "import_checkpoint": "reference",
+    "load": "store",
+    "pull": "store",
+    "push": "store",
+    "read": "store",
+    "save": "store",
     "search": "api",
 }
 

@@ -1,4 +1,4 @@
-"""The Python interface: search, load and save."""
+"""The Python interface: search."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from supermask.device import pick_device, pick_precision, reported_memory
 from supermask.errors import UsageError
 from supermask.evaluate import EVALUATION_BATCH, evaluate
 from supermask.floors import floors
-from supermask.manifest import CONFIG, UNHASHED, ArchEntry, ArtifactConfig, InputEntry, LayerEntry, StrategyEntry
-from supermask.network import admit, for_data, load_into
+from supermask.manifest import UNHASHED, ArchEntry, ArtifactConfig, InputEntry, LayerEntry, StrategyEntry
+from supermask.network import OWN_MODULE, admit, for_data, load_into, own_copy
 from supermask.run import Run, create
 from supermask.strategy import Strategy
 from supermask.trainer import Report, Trainer
@@ -94,8 +94,8 @@ def search(
         chosen = {"name": registry.strategy_name(strategy), "options": strategy.model_dump(mode="json")}
     else:
         chosen = {"name": strategy}
-    module = None if isinstance(model_or_arch, str) else _own_copy(model_or_arch)
-    arch = model_or_arch if isinstance(model_or_arch, str) else f"module:{type(model_or_arch).__qualname__}"
+    module = None if isinstance(model_or_arch, str) else own_copy(model_or_arch)
+    arch = model_or_arch if isinstance(model_or_arch, str) else f"{OWN_MODULE}{type(model_or_arch).__qualname__}"
     named = {"strategy": chosen, "arch": {"name": arch}, "data": {"name": data if isinstance(data, str) else data.name}}
     if run_dir is None:
         if resume:
@@ -112,13 +112,6 @@ def search(
     result = execute(config, module=module, dataset=pictures, open_run=open_run, resume=resume)
     assert result is not None, "in a group of processes, call execute(), which gives the result to the first one only"
     return result
-
-
-def _own_copy(module: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(module).cpu().float()
-    except RuntimeError as error:  # torch.nn.utils.weight_norm, of old, leaves tensors that cannot be copied
-        raise UsageError(f"{type(module).__name__} cannot be copied ({error})") from error
 
 
 def resume_config(run: Run, *layers: Mapping[str, Any]) -> SearchConfig:
@@ -341,42 +334,3 @@ class _Search:
             sha256=UNHASHED,
         )
         return artifacts.encode(about, masks, values, masking.plain_state(self.model, self.layers))
-
-
-def load(path: Path | str, model: nn.Module | None = None) -> nn.Module:
-    """The subnetwork in an artifact's folder, ready to use.
-
-    Args:
-        path: a folder that holds config.json and model.safetensors, or a run folder.
-        model: a module of the searched architecture to copy and fill, where that is not an installed one.
-
-    Returns:
-        A plain module in evaluation mode on the CPU that maps normalised float32 pictures [N, C, H, W] (see
-        `input` in config.json) to logits [N, classes]. Its weights are float32, zero where not kept (docs/format.md).
-
-    Raises:
-        NotFoundError: no artifact there.
-        ArtifactError: it breaks a rule of docs/format.md; names the file and the place.
-    """
-    return load_into(read(path), None if model is None else _own_copy(model))
-
-
-def read(path: Path | str) -> Artifact:
-    """The artifact in a folder (its own or its run's): what it says, without building the network.
-
-    Raises:
-        NotFoundError: no artifact there.
-        ArtifactError: it breaks a rule of docs/format.md; names the file and the place.
-    """
-    path = Path(path)
-    of_run = path / "artifact"
-    return artifacts.read(of_run if not (path / CONFIG).exists() and of_run.is_dir() else path)
-
-
-def save(result: Result, path: Path | str) -> None:
-    """Write a search's artifact into the folder `path`, made if need be.
-
-    Raises:
-        StorageError: the folder cannot be written.
-    """
-    artifacts.write(result.artifact, Path(path))

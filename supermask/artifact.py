@@ -26,6 +26,8 @@ from supermask.errors import ArtifactError, NotFoundError, StorageError
 from supermask.files import write_atomically
 from supermask.manifest import (
     CONFIG,
+    MAX_CONFIG_BYTES,
+    MAX_HEADER_BYTES,
     TENSORS,
     ArtifactConfig,
     Hashes,
@@ -33,12 +35,11 @@ from supermask.manifest import (
     as_json,
     config_hash,
     config_text,
+    max_tensor_bytes,
     parse_config,
     parse_json,
     require,
 )
-
-MAX_CONFIG_BYTES = MAX_HEADER_BYTES = 16 * 2**20
 
 Float32s = npt.NDArray[np.float32]
 
@@ -160,10 +161,19 @@ def write(artifact: Artifact, folder: Path) -> None:
     Raises:
         StorageError: the folder cannot be written.
     """
+    write_files(artifact.serialized, config_text(artifact.config), folder)
+
+
+def write_files(serialized: bytes, config: bytes, folder: Path) -> None:
+    """Write the bytes of model.safetensors and config.json into `folder`, each complete or not at all.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # The configuration comes last: it holds the hash of the other file.
-        for name, content in ((TENSORS, artifact.serialized), (CONFIG, config_text(artifact.config))):
+        for name, content in ((TENSORS, serialized), (CONFIG, config)):
             write_atomically(folder / name, content)
     except OSError as error:
         raise StorageError(
@@ -178,8 +188,8 @@ def read(folder: Path) -> Artifact:
         NotFoundError: the folder or one of its files is not there.
         ArtifactError: a rule of docs/format.md is broken; names the file, the place and what was expected.
     """
-    text, serialized = (_contents(folder, name) for name in (CONFIG, TENSORS))
-    config = parse_config(text)
+    config = parse_config(_contents(folder, CONFIG, MAX_CONFIG_BYTES))
+    serialized = _contents(folder, TENSORS, max_tensor_bytes(config))
     tensors = _parse_tensors(serialized)
     _check_tensors(config, tensors)
     digest = hashlib.sha256(serialized).hexdigest()
@@ -189,11 +199,11 @@ def read(folder: Path) -> Artifact:
     return Artifact(config, tensors, serialized)
 
 
-def _contents(folder: Path, name: str) -> bytes:
+def _contents(folder: Path, name: str, limit: int) -> bytes:
     path = folder / name
     try:
         size = path.stat().st_size
-        require(name != CONFIG or size <= MAX_CONFIG_BYTES, CONFIG, "size", f"{size} bytes; at most 16 MiB are read")
+        require(size <= limit, name, "size", f"{size} bytes; at most {limit} are read")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise NotFoundError(f"no artifact in {folder}: {name} is not there") from error

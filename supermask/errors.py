@@ -2,7 +2,9 @@
 
 SupermaskError                 1    one line, and what to do next
 ├── UsageError                 2    a wrong word or value
-├── NotFoundError              3    a file, folder, data set or network that is not there
+├── NotFoundError              3    a file, folder, data set or repository that is not there
+├── HubError                   3    the Hugging Face Hub does not answer, or refuses
+├── ConflictError              1    someone else changed a repository meanwhile
 ├── IntegrityError             4    something is there and is not what it says it is
 │   ├── ArtifactError               an artifact that a reader must refuse
 │   └── CorruptPictureError         a picture that does not decode
@@ -33,9 +35,19 @@ class UsageError(SupermaskError):
 
 
 class NotFoundError(SupermaskError):
-    """A file, folder or data set that is not there, or a network that does not answer."""
+    """A file, folder, data set or repository that is not there."""
 
     exit_code = 3
+
+
+class HubError(SupermaskError):
+    """The Hugging Face Hub does not answer, or refuses: no network, no permission, too many requests."""
+
+    exit_code = 3
+
+
+class ConflictError(SupermaskError):
+    """Someone else changed a repository while it was pushed to; nothing of ours was written."""
 
 
 class IntegrityError(SupermaskError):

@@ -95,10 +95,10 @@ def evaluate_artifact(
     entry = artifact.config.input
     if dataset.channels != entry.shape[0]:
         raise UsageError(f"the artifact takes {entry.shape[0]} channels, {dataset.name} has {dataset.channels}")
-    if list(dataset.classes) != artifact.config.labels:
-        raise UsageError(
-            f"the artifact knows the classes {_few(artifact.config.labels)}, {dataset.name} has {_few(dataset.classes)}"
-        )
+    classes, labels = list(dataset.classes), artifact.config.labels
+    # An imported artifact only numbers its classes.
+    if len(classes) != len(labels) or (classes != labels and labels != [str(i) for i in range(len(labels))]):
+        raise UsageError(f"the artifact knows the classes {_few(labels)}, {dataset.name} has {_few(classes)}")
     view = View(entry.shape[1], tuple(entry.mean), tuple(entry.std), device)
     with reported_memory(batch_size):
         return evaluate(model.to(device), EvaluationBatches(dataset.test, view, batch_size))

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from supermask.bitpack import packed_size
 from supermask.draw import MAX_SEED, Distribution
 from supermask.errors import ArtifactError
 
@@ -19,6 +20,10 @@ CONFIG = "config.json"
 TENSORS = "model.safetensors"
 # 16 GiB of float32: what a layer that is drawn whole may announce, since no tensor in the file bounds it.
 MAX_WEIGHTS = 2**32
+
+MAX_CONFIG_BYTES = MAX_HEADER_BYTES = 16 * 2**20
+# What a model keeps beside its layers (norms, embeddings) may outweigh a small one's layers.
+MAX_STATE_BYTES = 2**30
 
 Values = Literal["seed", "signs", "stored"]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -112,6 +117,17 @@ def as_json(config: ArtifactConfig) -> dict[str, Any]:
 def config_text(config: ArtifactConfig) -> bytes:
     """The bytes of config.json."""
     return (json.dumps(as_json(config), indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def max_tensor_bytes(config: ArtifactConfig) -> int:
+    """The largest model.safetensors that is read: what the layers ask for, and bounds on its header and the state."""
+    layers = sum(
+        packed_size(layer.n) * layer.masked
+        + packed_size(layer.kept) * (layer.values == "signs")
+        + 4 * layer.kept * (layer.values == "stored")
+        for layer in config.layers
+    )
+    return 8 + MAX_HEADER_BYTES + layers + MAX_STATE_BYTES
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

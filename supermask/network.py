@@ -22,6 +22,9 @@ from supermask.randomness import derive
 
 log = logging.getLogger(__name__)
 
+# What stands before the class of a searched module that is no installed architecture: only its author can build it.
+OWN_MODULE = "module:"
+
 # Sizes that architectures of the field are made for; 299 is Inception's.
 USUAL_SIZES = (16, 32, 64, 128, 224, 256, 299, 384)
 
@@ -89,6 +92,18 @@ def admit(module: nn.Module, dataset: Dataset, image_size: int) -> None:
         raise UsageError(f"the module gives {given} for two pictures; expected logits {expected} for {dataset.name}")
 
 
+def own_copy(module: nn.Module) -> nn.Module:
+    """A copy of a user's module, in float32 on the CPU.
+
+    Raises:
+        UsageError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(module).cpu().float()
+    except RuntimeError as error:  # torch.nn.utils.weight_norm, of old, leaves tensors that cannot be copied
+        raise UsageError(f"{type(module).__name__} cannot be copied ({error})") from error
+
+
 def load_into(artifact: Artifact, model: nn.Module | None = None) -> nn.Module:
     """The artifact's subnetwork as a module in evaluation mode: plain weights, those not kept zero.
 
@@ -118,8 +133,26 @@ def load_into(artifact: Artifact, model: nn.Module | None = None) -> nn.Module:
     return model.requires_grad_(False).eval()
 
 
+def check(artifact: Artifact) -> None:
+    """Check what reading leaves open: the weights' hash, and the shapes, unless the module is its author's own.
+
+    Raises:
+        ArtifactError: a rule of docs/format.md is broken.
+    """
+    if artifact.config.arch.name.startswith(OWN_MODULE):
+        for _ in artifact.weights():
+            pass
+    else:
+        load_into(artifact)
+
+
 def _build(artifact: Artifact) -> nn.Module:
     arch = artifact.config.arch
+    if arch.name.startswith(OWN_MODULE):
+        raise ArtifactError(
+            f"{CONFIG}: arch: {arch.name} is its author's own module, not an installed architecture: give one to "
+            "supermask.load(..., model=...) in Python"
+        )
     try:
         return registry.build(arch.name, arch.args)
     except UsageError as error:

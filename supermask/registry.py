@@ -57,8 +57,12 @@ def package_of(point: EntryPoint) -> str:
     return point.dist.name if point.dist is not None else "an unnamed package"
 
 
-def _find(kind: str, name: str) -> tuple[EntryPoint, tuple[str, ...]]:
-    """The entry point of a name, and the family member it asks for, if any."""
+def find(kind: str, name: str) -> tuple[EntryPoint, tuple[str, ...]]:
+    """The entry point of a name, and the family member it asks for, if any.
+
+    Raises:
+        UsageError: no installed package has that name.
+    """
     known = installed(kind)
     if name in known and ":" not in name:
         return known[name], ()
@@ -71,7 +75,7 @@ def _find(kind: str, name: str) -> tuple[EntryPoint, tuple[str, ...]]:
 
 def strategy_class(name: str) -> type[Strategy]:
     """The options class of the strategy `name`."""
-    loaded: type[Strategy] = _find("strategies", name)[0].load()
+    loaded: type[Strategy] = find("strategies", name)[0].load()
     return loaded
 
 
@@ -89,7 +93,7 @@ def strategy_name(strategy: Strategy) -> str:
 
 def architecture(name: str) -> Callable[..., nn.Module]:
     """The function that builds the architecture `name`; see `build` for its arguments."""
-    point, member = _find("architectures", name)
+    point, member = find("architectures", name)
     return partial(point.load(), *member)
 
 
@@ -135,7 +139,7 @@ def open_dataset(name: str, **request: Any) -> Dataset:
     """The data set `name`, opened; `request` holds the fields of `supermask.datasets.Request`."""
     from supermask.datasets import Request
 
-    point, member = _find("datasets", name)
+    point, member = find("datasets", name)
     dataset: Dataset = point.load()(*member, Request(**request))
     return dataset
 

@@ -63,6 +63,11 @@ class Run:
         with _reported(self.path), (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
+    def records(self) -> list[Record]:
+        """What was written for each epoch; nothing where there is no metrics.jsonl."""
+        file = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
     def forget_after(self, epochs: int) -> None:
         """Drop the records of epochs that a resumed run will make again, `epochs` and later."""
         file = self.path / "metrics.jsonl"

@@ -393,7 +393,13 @@ def test_a_huge_header_is_refused_without_reading_it(folder: Path) -> None:
 def test_a_huge_configuration_is_refused_without_reading_it(folder: Path) -> None:
     with (folder / CONFIG).open("ab") as file:
         file.truncate(2**40)  # a hole: no disk is used
-    assert "16 MiB" in refusal(folder)
+    assert refusal(folder) == f"config.json: size: {2**40} bytes; at most {16 * 2**20} are read"
+
+
+def test_tensors_far_larger_than_the_layers_ask_for_are_refused_without_reading_them(folder: Path) -> None:
+    with (folder / TENSORS).open("ab") as file:
+        file.truncate(2**40)
+    assert refusal(folder).startswith(f"model.safetensors: size: {2**40} bytes; at most ")
 
 
 def test_a_network_of_a_million_million_weights_is_refused_before_memory_is_taken(folder: Path) -> None:

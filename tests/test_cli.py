@@ -326,8 +326,10 @@ def test_listings_agree_in_both_forms(capsys: pytest.CaptureFixture[str], kind: 
     assert status == 0
     _, text, _ = run(capsys, kind, "--json")
     listing: Any = json.loads(text)
-    names = list(listing) if isinstance(listing, dict) else [row["name"] for row in listing]
-    assert [line.split()[0] for line in table.splitlines()[1:]] == names
+    listings = listing.values() if kind == "zoo" else [listing]
+    names = [[*each] if isinstance(each, dict) else [row["name"] for row in each] for each in listings]
+    shown = [[line.split()[0] for line in part.splitlines()[1:]] for part in table.split("\n\n")]
+    assert shown == names
 
 
 @pytest.mark.parametrize(
@@ -373,7 +375,7 @@ try:
     main({args})
 except SystemExit as exit:
     assert not exit.code, exit.code
-heavy = {{"torch", "torchvision", "numpy", "sklearn"}} & set(sys.modules)
+heavy = {{"torch", "torchvision", "numpy", "sklearn", "huggingface_hub", "matplotlib", "onnx"}} & set(sys.modules)
 print("HEAVY", sorted(heavy))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -423,8 +425,20 @@ def test_the_surface_of_the_command_line() -> None:
         "eval": ["--batch-size", "--data", "--data-root", "--device", "--json", "--skip-corrupt"],
         "info": ["--json"],
         "verify": ["--json"],
+        "pull": ["--json", "--local-dir", "--offline", "--revision"],
+        "push": [
+            "--create-pr",
+            "--dry-run",
+            "--json",
+            "--license",
+            "--message",
+            "--private",
+            "--revision",
+            "--tag",
+        ],
+        "import": ["--arch", "--data", "--json", "--k", "--output", "--set", "--strategy"],
         "strategies": ["--json"],
-        "zoo": ["--json"],
+        "zoo": ["--hub", "--json"],
         "recipes": ["--json"],
     }
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from supermask.cli.output import (
+    ArtifactName,
     AsJson,
     DataRoot,
     Device,
@@ -19,23 +20,26 @@ from supermask.cli.output import (
     speak,
 )
 
-ArtifactPath = Annotated[
-    Path | None,
-    typer.Argument(metavar="ARTIFACT", help="Folder of an artifact or a run.", show_default="runs/latest"),
-]
+EVAL = """
+Examples:
+
+    supermask eval
+
+    supermask eval my-artifact --data folder:pictures
+
+    supermask eval user/name@v1
+"""
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
-    app.command(
-        "eval", epilog="Examples:\n\n    supermask eval\n\n    supermask eval my-artifact --data folder:pictures"
-    )(evaluate)
+    app.command("eval", epilog=EVAL)(evaluate)
     app.command(epilog="Examples:\n\n    supermask info\n\n    supermask info my-artifact --json")(info)
     app.command(epilog="Example:\n\n    supermask verify my-artifact && echo sound")(verify)
 
 
 def evaluate(
-    path: ArtifactPath = None,
+    name: ArtifactName = None,
     data: Annotated[str | None, typer.Option(help="As in supermask search.", show_default="the artifact's own")] = None,
     data_root: DataRoot = "data",
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable pictures.")] = False,
@@ -45,20 +49,20 @@ def evaluate(
 ) -> None:
     """Measure an artifact's accuracy on the test pictures of a data set, in float32."""
     speak()
-    from supermask import api, registry
+    from supermask import registry, store
     from supermask.device import pick_device
     from supermask.evaluate import evaluate_artifact
     from supermask.network import load_into
 
-    artifact = api.read(given_or_latest(path))
-    name = data or str(artifact.config.provenance.get("dataset", ""))
+    artifact = store.read(given_or_latest(name))
+    data = data or str(artifact.config.provenance.get("dataset", ""))
     dataset = registry.open_dataset(
-        name, root=Path(data_root), image_size=artifact.config.input.shape[1], skip_corrupt=skip_corrupt
+        data, root=Path(data_root), image_size=artifact.config.input.shape[1], skip_corrupt=skip_corrupt
     )
     scores = evaluate_artifact(artifact, load_into(artifact), dataset, pick_device(device), batch_size)
     if as_json:
         print_json(
-            {"data": name, "accuracy": scores.top1, "top5": scores.top5, "loss": scores.loss, "pictures": scores.n}
+            {"data": data, "accuracy": scores.top1, "top5": scores.top5, "loss": scores.loss, "pictures": scores.n}
         )
         return
     print_table(
@@ -66,18 +70,18 @@ def evaluate(
             ("accuracy", percent(scores.top1)),
             ("among the first five", percent(scores.top5)),
             ("cross-entropy", f"{scores.loss:.4f} nats"),
-            ("test pictures", f"{scores.n:,} of {name}"),
+            ("test pictures", f"{scores.n:,} of {data}"),
         ]
     )
 
 
-def info(path: ArtifactPath = None, as_json: AsJson = False) -> None:
+def info(name: ArtifactName = None, as_json: AsJson = False) -> None:
     """Show an artifact's layers, kept weights and size, against the entropy bound and against float32."""
-    from supermask import api
+    from supermask import store
     from supermask.bitpack import entropy_bits, packed_size
     from supermask.registry import shown
 
-    artifact = api.read(given_or_latest(path))
+    artifact = store.read(given_or_latest(name))
     config = artifact.config
     layers = config.layers
     weights, kept = sum(layer.n for layer in layers), sum(layer.kept for layer in layers)
@@ -129,16 +133,16 @@ def info(path: ArtifactPath = None, as_json: AsJson = False) -> None:
     print_table(rows)
 
 
-def verify(path: ArtifactPath = None, as_json: AsJson = False) -> None:
+def verify(name: ArtifactName = None, as_json: AsJson = False) -> None:
     """Check an artifact by every rule of its format, its weights' hash included; exit code 4 if one is broken."""
-    from supermask import api
-    from supermask.network import load_into
+    from supermask import store
+    from supermask.network import check
 
-    folder = given_or_latest(path)
-    artifact = api.read(folder)
-    load_into(artifact)
+    given = given_or_latest(name)
+    artifact = store.read(given)
+    check(artifact)
     weights = sum(layer.n for layer in artifact.config.layers)
     if as_json:
-        print_json({"path": str(folder), "sound": True, "weights": weights, "sha256": artifact.config.sha256.weights})
+        print_json({"path": given, "sound": True, "weights": weights, "sha256": artifact.config.sha256.weights})
     else:
-        print(f"{folder} is sound: {weights:,} weights, SHA-256 {artifact.config.sha256.weights}")
+        print(f"{given} is sound: {weights:,} weights, SHA-256 {artifact.config.sha256.weights}")

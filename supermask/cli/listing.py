@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from supermask.cli.output import AsJson, print_json, print_table
+from supermask.cli.output import AsJson, percent, print_json, print_table
 
 Name = Annotated[str | None, typer.Argument(help="Show this one.", show_default=False)]
 
@@ -15,14 +15,15 @@ Name = Annotated[str | None, typer.Argument(help="Show this one.", show_default=
 def register(app: typer.Typer) -> None:
     """Add the commands to the command line."""
     app.command(epilog="Examples:\n\n    supermask strategies\n\n    supermask strategies edge-popup")(strategies)
-    app.command(epilog="Examples:\n\n    supermask zoo\n\n    supermask zoo conv4\n\n    supermask zoo --json")(zoo)
+    app.command(epilog="Examples:\n\n    supermask zoo\n\n    supermask zoo conv4\n\n    supermask zoo --hub")(zoo)
     app.command(epilog="Examples:\n\n    supermask recipes\n\n    supermask recipes conv4-cifar10 > my.toml")(recipes)
 
 
 def strategies(name: Name = None, as_json: AsJson = False) -> None:
     """List the installed mask searches, or show one's options."""
     if name is None:
-        _list("strategies", as_json)
+        rows = _rows("strategies")
+        print_json(rows) if as_json else print_table([[*row.values()] for row in rows], header=[*rows[0]])
         return
     from supermask.registry import strategy_class
 
@@ -39,10 +40,14 @@ def strategies(name: Name = None, as_json: AsJson = False) -> None:
     _show(name, inspect.getdoc(chosen) or "", options, as_json)
 
 
-def zoo(name: Name = None, as_json: AsJson = False) -> None:
-    """List the installed architectures, or show one's arguments."""
+def zoo(
+    name: Name = None,
+    hub: Annotated[bool, typer.Option("--hub", help="List artifacts on the Hugging Face Hub too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the installed architectures and recipes, or show one architecture's arguments."""
     if name is None:
-        _list("architectures", as_json)
+        _list_zoo(hub, as_json)
         return
     from supermask.registry import architecture
 
@@ -53,6 +58,44 @@ def zoo(name: Name = None, as_json: AsJson = False) -> None:
         if argument.default is not inspect.Parameter.empty
     ]
     _show(name, inspect.getdoc(function.func) or "", arguments, as_json)
+
+
+def _list_zoo(hub: bool, as_json: bool) -> None:
+    from supermask import registry
+
+    architectures = _rows("architectures")
+    heads = {name: text.splitlines()[0].removeprefix("# ") for name, text in registry.recipes().items()}
+    shared = _on_hub() if hub else []
+    if as_json:
+        listed: dict[str, Any] = {"architectures": architectures, "recipes": heads}
+        print_json({**listed, "hub": shared} if hub else listed)
+        return
+    print_table([[*row.values()] for row in architectures], header=("architecture", "package", "object"))
+    print()
+    print_table(heads.items(), header=("recipe", "what it is"))
+    if hub:
+        print()
+        header = ("on the Hub", "accuracy", "of", "downloads", "updated")
+        print_table([[str(value) for value in row.values()] for row in shared], header=header, numbers=(1, 3))
+
+
+def _on_hub() -> list[dict[str, Any]]:
+    from supermask.hub import found
+
+    rows = []
+    for model in found():
+        results = (model.card_data and model.card_data.eval_results) or []
+        first = results[0] if results and isinstance(results[0].metric_value, float) else None
+        rows.append(
+            {
+                "name": model.id,
+                "accuracy": percent(first.metric_value) if first else "",
+                "data": first.dataset_name if first else "",
+                "downloads": model.downloads or 0,
+                "updated": f"{model.last_modified:%Y-%m-%d}" if model.last_modified else "",
+            }
+        )
+    return rows
 
 
 def recipes(name: Name = None, as_json: AsJson = False) -> None:
@@ -69,14 +112,12 @@ def recipes(name: Name = None, as_json: AsJson = False) -> None:
     print_json(heads) if as_json else print_table(heads.items(), header=("recipe", "what it is"))
 
 
-def _list(kind: str, as_json: bool) -> None:
+def _rows(kind: str) -> list[dict[str, str]]:
     from supermask.registry import installed, package_of
 
-    rows = [(name, package_of(point), point.value) for name, point in installed(kind).items()]
-    if as_json:
-        print_json([dict(zip(("name", "package", "object"), row, strict=True)) for row in rows])
-    else:
-        print_table(rows, header=("name", "package", "object"))
+    return [
+        {"name": name, "package": package_of(point), "object": point.value} for name, point in installed(kind).items()
+    ]
 
 
 def _show(name: str, about: str, options: list[dict[str, Any]], as_json: bool) -> None:

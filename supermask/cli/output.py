@@ -13,6 +13,14 @@ import typer
 
 from supermask.errors import NotFoundError
 
+ArtifactName = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="ARTIFACT",
+        help="Folder of an artifact or a run, or user/name[@revision] on the Hub.",
+        show_default="runs/latest",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 DataRoot = Annotated[str, typer.Option(help="Folder of downloaded data.", show_default=True)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default=True)]
@@ -78,14 +86,14 @@ def speak() -> None:
     logger.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
 
 
-def given_or_latest(path: Path | None) -> Path:
+def given_or_latest(name: str | None) -> str:
     """The artifact or run that was named, or the latest run here.
 
     Raises:
         NotFoundError: none was named and there is no run.
     """
     latest = Path("runs/latest")
-    if path is None and not latest.exists():
+    if name is None and not latest.exists():
         there = "leads nowhere" if latest.is_symlink() else "is not here"
         raise NotFoundError(f"no artifact named, and {latest} {there}; name a folder, or run supermask search first")
-    return path or latest
+    return name or str(latest)

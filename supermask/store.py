@@ -1,0 +1,167 @@
+"""Where artifacts are kept: folders, runs, and repositories on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from supermask import artifact as artifacts
+from supermask.api import Result
+from supermask.artifact import Artifact
+from supermask.card import LICENSE, describe
+from supermask.errors import ArtifactError, NotFoundError, UsageError
+from supermask.manifest import CONFIG, TENSORS
+from supermask.network import check, load_into, own_copy
+from supermask.run import Run
+
+if TYPE_CHECKING:
+    from supermask.hub import Pushed
+
+MESSAGE = "Add a subnetwork found by supermask"
+
+
+def load(path: Path | str, model: nn.Module | None = None, *, revision: str | None = None) -> nn.Module:
+    """The subnetwork in an artifact, ready to use.
+
+    Args:
+        path: a folder that holds config.json and model.safetensors, a run folder, or `user/name[@revision]` on the Hub.
+        model: a module of the searched architecture to copy and fill, where that is not an installed one.
+        revision: on the Hub, a branch, tag or commit.
+
+    Returns:
+        A plain module in evaluation mode on the CPU that maps normalised float32 pictures [N, C, H, W] (see
+        `input` in config.json) to logits [N, classes]. Its weights are float32, zero where not kept (docs/format.md).
+
+    Raises:
+        NotFoundError: no artifact there.
+        HubError: the Hub does not answer, or refuses.
+        ArtifactError: it breaks a rule of docs/format.md; names the file and the place.
+    """
+    return load_into(read(path, revision=revision), None if model is None else own_copy(model))
+
+
+def read(path: Path | str, *, revision: str | None = None) -> Artifact:
+    """An artifact: what it says, without building the network. Arguments and errors as for `load`."""
+    return find(path, revision=revision)[1]
+
+
+def find(path: Path | str, *, revision: str | None = None, offline: bool = False) -> tuple[Path, Artifact]:
+    """An artifact's folder (in the Hub's cache, for one from there), and what it says. Arguments and errors as `load`.
+
+    A folder here comes before a repository of the same name.
+    """
+    if not Path(path).exists():
+        from supermask import hub
+
+        place = hub.address(str(path), revision)
+        if place is not None:
+            return hub.pull(place, offline=offline)
+    if revision is not None:
+        raise NotFoundError(f"{path} has no revision {revision!r}: it is no user/name on the Hub")
+    folder = _folder(Path(path))
+    return folder, artifacts.read(folder)
+
+
+def _folder(path: Path) -> Path:
+    of_run = path / "artifact"
+    return of_run if not (path / CONFIG).exists() and of_run.is_dir() else path
+
+
+def save(result: Result, path: Path | str) -> None:
+    """Write a search's artifact into the folder `path`, made if need be.
+
+    Raises:
+        StorageError: the folder cannot be written.
+    """
+    artifacts.write(result.artifact, Path(path))
+
+
+def pull(name: str, *, revision: str | None = None, local_dir: Path | str | None = None, offline: bool = False) -> Path:
+    """Fetch an artifact from the Hub, and check everything: every hash, every rule, the network it makes.
+
+    Args:
+        name: `user/name[@revision]`; without a revision, the main branch.
+        revision: a branch, tag or commit.
+        local_dir: copy the artifact there, once it is found sound.
+        offline: look in the cache alone.
+
+    Returns:
+        The artifact's folder: `local_dir`, or the one in the Hub's cache.
+
+    Raises:
+        UsageError: `name` is none.
+        NotFoundError, HubError, IntegrityError, StorageError: as `supermask.hub.pull`.
+    """
+    from supermask import hub
+
+    place = hub.address(name, revision)
+    if place is None:
+        raise UsageError(f"{name!r} is no repository on the Hub; write user/name or user/name@revision")
+    folder, artifact = hub.pull(place, offline=offline)
+    try:
+        check(artifact)
+    except ArtifactError:
+        hub.forget(folder / CONFIG, folder / TENSORS)
+        raise
+    if local_dir is None:
+        return folder
+    # The very bytes: what this version does not know of config.json stays in it.
+    artifacts.write_files(artifact.serialized, (folder / CONFIG).read_bytes(), Path(local_dir))
+    return Path(local_dir)
+
+
+def package(path: Path | str, name: str, *, license: str = LICENSE) -> dict[str, bytes]:
+    """The files that `push` puts on the Hub, by name: the artifact's two, its card, and the card's pictures.
+
+    Args:
+        path: an artifact's folder, or a run's, whose training curve the card then shows.
+        name: `user/name`, which the card tells its readers to load.
+        license: an identifier that the Hub knows.
+
+    Raises:
+        NotFoundError: no artifact there.
+        ArtifactError: it breaks a rule of docs/format.md: what is broken is not shared.
+    """
+    folder = _folder(Path(path))
+    artifact = artifacts.read(folder)
+    check(artifact)
+    records = Run(folder.parent).records() if folder.name == "artifact" else []
+    files = {file: (folder / file).read_bytes() for file in (CONFIG, TENSORS)}
+    return files | describe(artifact, name, records, license)
+
+
+def push(
+    path: Path | str,
+    name: str,
+    *,
+    revision: str | None = None,
+    private: bool = False,
+    create_pr: bool = False,
+    tag: str | None = None,
+    message: str | None = None,
+    license: str = LICENSE,
+) -> Pushed:
+    """Put an artifact on the Hub, with its card: one commit or nothing, and no commit where it is there already.
+
+    Args:
+        path: an artifact's folder, or a run's.
+        name: `user/name` or `user/name@branch`, made where absent.
+        revision: the branch.
+        private, create_pr, tag: as `supermask.hub.push`.
+        message: the commit's; by default it names the search.
+        license: an identifier that the Hub knows, for the card.
+
+    Raises:
+        UsageError: `name` is none; also as `supermask.hub.push`.
+        NotFoundError, ArtifactError: as `package`.
+        ConflictError, HubError: as `supermask.hub.push`.
+    """
+    from supermask import hub
+
+    place = hub.address(name, revision)
+    if place is None:
+        raise UsageError(f"{name!r} is no repository on the Hub; write user/name")
+    files = package(path, place.repo, license=license)
+    return hub.push(files, place, private=private, create_pr=create_pr, tag=tag, message=message or MESSAGE)
