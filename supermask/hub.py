@@ -17,7 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -125,6 +125,11 @@ def forget(*files: Path) -> None:
 
 def _fetch(place: Address, name: str, limit: int, offline: bool) -> Path:
     """The file in the cache; its announced size is held against `limit` bytes before any of it is fetched."""
+    if place.revision is not None and re.fullmatch("[0-9a-f]{40}", place.revision):
+        # Before the client is asked to download: it would tell the Hub about itself first.
+        cached = try_to_load_from_cache(place.repo, name, revision=place.revision)
+        if isinstance(cached, str):
+            return Path(cached)
     where: dict[str, Any] = {"revision": place.revision, "local_files_only": offline}
     announced = hf_hub_download(place.repo, name, dry_run=True, **where)
     require(announced.file_size <= limit, name, "size", f"{announced.file_size} bytes; at most {limit} are read")

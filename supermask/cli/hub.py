@@ -156,7 +156,6 @@ def import_(
 
 
 def _quiet_client() -> None:
-    """The client's bars belong on a terminal, and its news about itself nowhere."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    """The client's bars belong on a terminal."""
     if not sys.stderr.isatty():
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
