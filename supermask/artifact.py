@@ -98,8 +98,10 @@ class Artifact:
             assert layer.distribution is not None
             assert layer.std is not None
             weights = draw(self.config.seed, layer.name, layer.shape, layer.distribution, layer.std)
-            # A product would leave -0.0 behind.
-            np.copyto(weights, np.float32(0), where=~mask)
+            # A product of the bits: one of the numbers would leave -0.0 behind, and a copy where the mask is false, which
+            # branches on every weight, takes ten times as long.
+            bits = weights.view(np.uint32)
+            np.multiply(bits, mask, out=bits)
             return weights
         weights = np.zeros(layer.shape, dtype=np.float32)
         if layer.values == "signs":
