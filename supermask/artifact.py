@@ -21,7 +21,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from supermask import bitpack
-from supermask.draw import draw
+from supermask.draw import draw, draw_signs
 from supermask.errors import ArtifactError, NotFoundError, StorageError
 from supermask.files import write_atomically
 from supermask.manifest import (
@@ -93,16 +93,9 @@ class Artifact:
         )
 
     def _weights(self, layer: LayerEntry) -> Float32s:
-        mask = self.mask(layer)
         if layer.values == "seed":
-            assert layer.distribution is not None
-            assert layer.std is not None
-            weights = draw(self.config.seed, layer.name, layer.shape, layer.distribution, layer.std)
-            # A product of the bits: one of the numbers would leave -0.0 behind, and a copy where the mask is false, which
-            # branches on every weight, takes ten times as long.
-            bits = weights.view(np.uint32)
-            np.multiply(bits, mask, out=bits)
-            return weights
+            return self._drawn_weights(layer)
+        mask = self.mask(layer)
         weights = np.zeros(layer.shape, dtype=np.float32)
         if layer.values == "signs":
             positive = bitpack.unpack(self.tensors[f"signs/{layer.name}"].numpy(), layer.kept)
@@ -110,6 +103,20 @@ class Artifact:
             weights[mask] = np.where(positive, std, -std)
         else:
             weights[mask] = self.tensors[f"values/{layer.name}"].numpy() + np.float32(0)  # -0.0 becomes +0.0
+        return weights
+
+    def _drawn_weights(self, layer: LayerEntry) -> Float32s:
+        assert layer.distribution is not None
+        assert layer.std is not None
+        if layer.masked and layer.distribution == "signed-constant":
+            signs = draw_signs(self.config.seed, layer.name, layer.n)
+            ternary = bitpack.unpack_ternary(self.tensors[f"mask/{layer.name}"].numpy(), signs, layer.n)
+            return np.multiply(ternary, np.float32(layer.std)).reshape(layer.shape)
+        weights = draw(self.config.seed, layer.name, layer.shape, layer.distribution, layer.std)
+        # A product of the bits: one of the numbers would leave -0.0 behind, and a copy where the mask is false, which
+        # branches on every weight, takes ten times as long.
+        bits = weights.view(np.uint32)
+        np.multiply(bits, self.mask(layer), out=bits)
         return weights
 
 
