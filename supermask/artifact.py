@@ -81,7 +81,7 @@ class Artifact:
         """
         total = hashlib.sha256()
         for layer in self.config.layers:
-            weights = self._weights(layer)
+            weights = self.weights_of(layer)
             total.update(_little_endian(weights))
             yield layer, weights
         require(
@@ -92,9 +92,10 @@ class Artifact:
             f"not {self.config.sha256.weights[:16]}...",
         )
 
-    def _weights(self, layer: LayerEntry) -> Float32s:
+    def weights_of(self, layer: LayerEntry) -> Float32s:
+        """One layer's masked weights, float32 of its shape, not yet held against the hash."""
         if layer.values == "seed":
-            return self._drawn_weights(layer)
+            return self._drawn(layer)
         mask = self.mask(layer)
         weights = np.zeros(layer.shape, dtype=np.float32)
         if layer.values == "signs":
@@ -105,7 +106,7 @@ class Artifact:
             weights[mask] = self.tensors[f"values/{layer.name}"].numpy() + np.float32(0)  # -0.0 becomes +0.0
         return weights
 
-    def _drawn_weights(self, layer: LayerEntry) -> Float32s:
+    def _drawn(self, layer: LayerEntry) -> Float32s:
         assert layer.distribution is not None
         assert layer.std is not None
         if layer.masked and layer.distribution == "signed-constant":
@@ -150,7 +151,7 @@ def encode(
     artifact = Artifact(config, tensors, serialize(tensors))
     total = hashlib.sha256()
     for layer in config.layers:
-        total.update(_little_endian(artifact._weights(layer)))
+        total.update(_little_endian(artifact.weights_of(layer)))
     hashes = Hashes(tensors=hashlib.sha256(artifact.serialized).hexdigest(), weights=total.hexdigest())
     return with_metrics(replace(artifact, config=config.model_copy(update={"sha256": hashes})), config.metrics)
 
