@@ -67,7 +67,9 @@ def _by_sample(values: Values, kept: int) -> Mask:
     high = np.partition(sample[first:], last - first)[last - first]
     mask: Mask = values > high
     # Every value outside the bracket is decided; those within it are ranked in C order, as the rule for ties wants.
-    within = np.flatnonzero((values >= low) ^ mask)
+    bracketed = values >= low
+    bracketed ^= mask
+    within = np.flatnonzero(bracketed)
     missing = kept - int(np.count_nonzero(mask))
     if not 0 <= missing <= within.size:  # the sample misled
         return _by_partition(values, kept)
