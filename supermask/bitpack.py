@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 Bools = npt.NDArray[np.bool_]
 Bytes = npt.NDArray[np.uint8]
+Int8s = npt.NDArray[np.int8]
 
 
 def packed_size(n: int) -> int:
@@ -25,6 +26,13 @@ def pack(bits: Bools) -> Bytes:
 def unpack(packed: Bytes, n: int) -> Bools:
     """The inverse of `pack`: the first n bits as booleans [n]; len(packed) must be ceil(n/8)."""
     return cast("Bools", np.unpackbits(packed, count=n, bitorder="little").view(np.bool_))
+
+
+def unpack_ternary(mask: Bytes, signs: Bytes, n: int) -> Int8s:
+    """int8 [n]: 0 where bit i of `mask` is 0; elsewhere 1 or -1 as bit i of `signs` is 1 or 0."""
+    ternary = np.unpackbits(mask & signs, count=n, bitorder="little").view(np.int8)
+    ternary -= np.unpackbits(mask & ~signs, count=n, bitorder="little").view(np.int8)
+    return ternary
 
 
 def has_padding(packed: Bytes, n: int) -> bool:

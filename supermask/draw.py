@@ -62,6 +62,19 @@ def stream(key: tuple[int, int], first_block: int, blocks: int) -> Words:
     return cast("Words", words.reshape(-1))
 
 
+def draw_signs(seed: int, name: str, n: int) -> npt.NDArray[np.uint8]:
+    """The signs of n weights drawn as `signed-constant`: uint8 [ceil(n/8)], bit i % 8 of byte i // 8 is 1 for +.
+
+    What the last byte has beyond the n-th bit is left as drawn.
+    """
+    key, blocks = key_of(seed, name), -(-n // 64)
+    signs = np.empty(8 * blocks, dtype=np.uint8)
+    for first in range(0, blocks, BLOCKS_PER_CHUNK):
+        words = stream(key, first, min(BLOCKS_PER_CHUNK, blocks - first))
+        signs[8 * first : 8 * (first + BLOCKS_PER_CHUNK)] = words.view(np.uint8)
+    return signs[: -(-n // 8)]
+
+
 def draw(seed: int, name: str, shape: Sequence[int], distribution: Distribution, std: float) -> Float32s:
     """The weights of the tensor `name` under `seed`.
 

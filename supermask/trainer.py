@@ -120,7 +120,7 @@ class Trainer:
                 group["lr"] = self.config.optimizer.lr * factor
         began = time.monotonic()
         for passes in self.batches.epoch(self.epoch, self.step):
-            loss = self._one_step(passes)
+            loss = self.one_step(passes)
             self.step += 1
             if self._looks() or self.device.type == "cpu":
                 self._require_finite(loss.item(), trained=self._looks())
@@ -133,7 +133,7 @@ class Trainer:
         """Whether this is a moment to wait for the device and the other processes: now and then, and between epochs."""
         return self.step % LOOK_EVERY == 0
 
-    def _one_step(self, passes: list[Batch]) -> Tensor:
+    def one_step(self, passes: list[Batch]) -> Tensor:
         """One optimiser step; returns the mean loss of its pictures."""
         masking.reseed(self.maskers, self.device, self.config.seed, self.epoch, self.step)
         # Dropout, in the networks that have it, draws from the global generators.

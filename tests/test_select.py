@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from supermask.select import kept_count, top_k_mask
+from supermask.select import SMALL, STRIDE, kept_count, top_k_mask
 
 
 def by_sorting(magnitudes: Tensor, kept: int) -> Tensor:
@@ -53,13 +53,49 @@ ramp = torch.arange(N, dtype=torch.float32)
         (torch.rand(N, generator=torch.Generator().manual_seed(1)) * 100).floor(),
         torch.rand(N, generator=torch.Generator().manual_seed(2)) * 1e-40,
         torch.where(ramp % 3 == 0, torch.inf, ramp),
+        torch.full((N,), torch.inf),
+        torch.where(ramp % STRIDE == 0, ramp + N, ramp),
+        torch.where(ramp % STRIDE == 0, 0.0, ramp + 1),
     ],
-    ids=["constant", "rising", "falling", "roof", "random", "many ties", "denormal", "infinite"],
+    ids=[
+        "constant",
+        "rising",
+        "falling",
+        "roof",
+        "random",
+        "many ties",
+        "denormal",
+        "infinite",
+        "all infinite",
+        "the largest where the sample is taken",
+        "the smallest where the sample is taken",
+    ],
 )
 @pytest.mark.parametrize("k", [1e-5, 0.3, 0.5, 0.99, 1.0])
 def test_unfriendly_scores_are_selected_exactly(magnitudes: Tensor, k: float) -> None:
     kept = kept_count(N, k)
     assert torch.equal(top_k_mask(magnitudes, kept), by_sorting(magnitudes, kept))
+
+
+@settings(deadline=None)
+@given(
+    hnp.arrays(np.float32, st.integers(1, 3 * STRIDE), elements=st.one_of(few_values, any_value)),
+    st.integers(SMALL - 2, 2 * SMALL),
+    st.data(),
+)
+def test_a_sample_of_many_scores_decides_nothing(values: np.ndarray, n: int, data: st.DataObject) -> None:
+    # Repeated with a period, so that some samples see all values and others only one.
+    magnitudes = torch.from_numpy(np.resize(values, n))
+    kept = data.draw(st.integers(0, n))
+    assert torch.equal(top_k_mask(magnitudes, kept), by_sorting(magnitudes, kept))
+
+
+def test_drifting_and_jumping_scores_are_selected_exactly() -> None:
+    scores = torch.randn(N, generator=torch.Generator().manual_seed(3))
+    for step in range(6):
+        noise = torch.randn(N, generator=torch.Generator().manual_seed(step))
+        scores = noise * 1e3 if step == 4 else scores + 1e-3 * noise
+        assert torch.equal(top_k_mask(scores.abs(), N // 3), by_sorting(scores.abs(), N // 3))
 
 
 def test_of_equal_scores_the_later_ones_are_kept() -> None:

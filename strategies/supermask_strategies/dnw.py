@@ -61,7 +61,7 @@ class DNWMasker(Masker):
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, kept: int) -> Tensor:
-        return torch.where(top_k_mask(weight.abs(), kept), weight, 0.0)
+        return weight * top_k_mask(weight.abs(), kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -53,7 +53,7 @@ class RandomSubnetMasker(Masker):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The kept weights; the others are zero and get no gradient."""
-        return torch.where(self.fixed, weight, 0.0)
+        return weight * self.fixed
 
     def mask(self, weight: Tensor) -> Tensor:
         """The fixed mask."""

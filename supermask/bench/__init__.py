@@ -1,0 +1,1 @@
+"""What the search and the format cost, each against its baseline in the same process."""
