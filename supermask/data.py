@@ -48,11 +48,12 @@ class View:
         pixels = images.to(torch.float32, memory_format=torch.channels_last)
         if images.shape[-1] != self.image_size:
             pixels = F.interpolate(pixels, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
-        mean, std = self._statistics
+        mean, std = self.statistics
         return pixels.sub_(mean).div_(std)
 
     @cached_property
-    def _statistics(self) -> tuple[Tensor, Tensor]:
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation in units of 255, float32 [C, 1, 1]."""
         # On the device once: a copy for each batch would make the host wait.
         mean, std = (torch.tensor(values, device=self.device)[:, None, None] * 255 for values in (self.mean, self.std))
         return mean, std
