@@ -12,6 +12,7 @@ from supermask.errors import (
     ArtifactError,
     CorruptPictureError,
     DeviceMemoryError,
+    ExportError,
     IntegrityError,
     Interrupted,
     NonFiniteLossError,
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from supermask.api import Result, load, read, save, search
     from supermask.artifact import Artifact
     from supermask.datasets import Dataset
+    from supermask.onnx.export import export_onnx
 
 __all__ = [
     "Artifact",
@@ -32,6 +34,7 @@ __all__ = [
     "CorruptPictureError",
     "Dataset",
     "DeviceMemoryError",
+    "ExportError",
     "IntegrityError",
     "Interrupted",
     "NonFiniteLossError",
@@ -40,6 +43,7 @@ __all__ = [
     "StorageError",
     "SupermaskError",
     "UsageError",
+    "export_onnx",
     "load",
     "read",
     "save",
@@ -50,6 +54,7 @@ _HOMES = {
     "Artifact": "artifact",
     "Dataset": "datasets",
     "Result": "api",
+    "export_onnx": "onnx.export",
     "load": "api",
     "read": "api",
     "save": "api",

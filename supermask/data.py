@@ -193,6 +193,16 @@ class EvaluationBatches:
                 yield self.view.of(images), labels.to(self.view.device)
 
 
+def sample(split: Split, n: int) -> Tensor:
+    """About n pictures from all over a split, uint8 [N, C, H, W]; those that do not decode are left out."""
+    places = torch.arange(0, len(split), max(1, len(split) // n))[:n]
+    if isinstance(split, Pictures):
+        return split.images[places]
+    decoder = _Decoder(split, augment=False, whole_batches=False)
+    decoded = [decoder[place, 0][0] for place in places.tolist()]
+    return torch.stack([picture for picture in decoded if picture is not None])
+
+
 Wanted = Iterable[list[tuple[int, int]]]
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from supermask.cli import artifact, listing, search
+from supermask.cli import artifact, export, listing, search
 from supermask.cli.interrupt import CtrlC, raise_ctrl_c
 from supermask.errors import Interrupted, SupermaskError
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (search, artifact, listing):
+for module in (search, artifact, export, listing):
     module.register(app)
 
 
@@ -40,7 +40,7 @@ def options(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 usage, 3 not found, 4 integrity, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 usage, 3 not found, 4 integrity, 5 export, 130 interrupted."""
     signal.signal(signal.SIGINT, raise_ctrl_c)
     try:
         app(args=args, prog_name="supermask")

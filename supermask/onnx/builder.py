@@ -63,13 +63,11 @@ class Builder:
             return self.op("ReduceMean", value, axes=list(axes), keepdims=int(keepdims))
         return self.op("ReduceMean", value, self.integers(*axes), keepdims=int(keepdims))
 
-    def rename(self, value: str, name: str) -> None:
-        """Add the value `name`, equal to `value`: what an output of the graph is called."""
-        self.op("Identity", value, name=name)
-
     def graph(self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> GraphProto:
-        """The finished graph."""
-        return helper.make_graph(self.nodes, name, list(inputs), list(outputs), self.initializers)
+        """The finished graph, without constants that no node takes."""
+        taken = {value for node in self.nodes for value in node.input}
+        constants = [constant for constant in self.initializers if constant.name in taken]
+        return helper.make_graph(self.nodes, name, list(inputs), list(outputs), constants)
 
     def _fresh(self, stem: str) -> str:
         self._names[stem] += 1

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from supermask.artifact import Artifact
 from supermask.data import View
-from supermask.errors import StorageError, UsageError
+from supermask.errors import StorageError, UsageError, did_you_mean
 from supermask.files import write_atomically
 from supermask.network import load_into
 from supermask.onnx.builder import Builder
@@ -28,7 +28,7 @@ from supermask.onnx.check import Agreement, Batch, check
 from supermask.onnx.fallback import by_torch
 from supermask.onnx.graph import add_network
 from supermask.onnx.operators import UnsupportedError
-from supermask.onnx.weights import OPSETS, Dtype, Form, Weights, add_weights, form_of
+from supermask.onnx.weights import DTYPES, FORMS, OPSETS, Dtype, Form, Weights, add_weights, form_of
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,13 @@ def export_onnx(  # noqa: PLR0913 - all but two are keywords that say what the f
         StorageError: the file cannot be written.
     """
     path = Path(path)
+    for option, value, known in (
+        ("weights", weights or FORMS[0], FORMS),
+        ("dtype", dtype, DTYPES),
+        ("input", input, INPUTS),
+    ):
+        if value not in known:
+            raise UsageError(f"--{option} {value}: {did_you_mean(value, known)}")
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name the file, such as {path / 'model.onnx'}")
     network = load_into(artifact, None if model is None else copy.deepcopy(model).cpu().float())

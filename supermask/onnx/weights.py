@@ -26,6 +26,7 @@ from supermask.onnx.builder import Builder
 Form = Literal["seed", "ternary", "dense"]
 FORMS: tuple[Form, ...] = get_args(Form)
 Dtype = Literal["float32", "float16"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 # BitwiseAnd, Or and Xor came with opset 18; Gather and the rest have been as they are since 13.
 OPSETS: dict[Form, int] = {"seed": 18, "ternary": 13, "dense": 13}
@@ -145,8 +146,9 @@ def _add_from_seed(graph: Builder, artifact: Artifact) -> None:
 def _add_looked_up(graph: Builder, layer: LayerEntry, rows: str, table: Table, c: np.float32) -> None:
     """The layer's weights, of which each of `rows` (uint8) gives as many as a row of `table` has."""
     graph.scope = f"weights/{layer.name}"
-    constants = graph.op("Gather", graph.constant(np.array([0, c, -c], np.float32)), graph.constant(table, np.int32))
-    values = graph.op("Gather", constants, graph.cast(rows, TensorProto.INT32))
+    kinds, places = (graph.cast(value, TensorProto.INT32) for value in (graph.constant(table, np.uint8), rows))
+    constants = graph.op("Gather", graph.constant(np.array([0, c, -c], np.float32)), kinds)
+    values = graph.op("Gather", constants, places)
     told = TRITS_PER_BYTE if table is TRITS else 8  # by a byte of the file
     if layer.n % told:
         flat = graph.op("Reshape", values, graph.integers(-1))
