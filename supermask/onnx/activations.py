@@ -117,7 +117,7 @@ def _plain(kind: str, *keys: Any) -> None:
         return at.graph.op(kind, x.name)
 
 
-_plain("Relu", nn.ReLU, F.relu, torch.relu, "relu", "relu_")
+_plain("Relu", nn.ReLU, F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _plain("Sigmoid", nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid")
 _plain("Tanh", nn.Tanh, F.tanh, torch.tanh, "tanh")
 _plain("Selu", nn.SELU, F.selu, torch.selu)
@@ -128,19 +128,22 @@ _plain("Abs", torch.abs, "abs")
 _plain("Neg", operator.neg, torch.neg, "neg")
 
 
+@emits(torch.clamp, torch.clip, "clamp", "clip")
+def clamped(at: At, x: Value, min: float | None = None, max: float | None = None) -> str:
+    """x, no less than `min` and no more than `max`; None is no bound."""
+    return at.graph.op("Clip", x.name, *("" if bound is None else operand(at, bound) for bound in (min, max)))
+
+
 @emits(nn.ReLU6, F.relu6)
 def relu6(at: At, x: Value, inplace: bool = False) -> str:
     """min(max(x, 0), 6)."""
     return str(clamped(at, x, 0.0, 6.0))
 
 
-@emits(nn.Hardtanh, F.hardtanh, torch.clamp, torch.clip, "clamp", "clip")
-def clamped(
-    at: At, x: Value, min_val: float | None = -1.0, max_val: float | None = 1.0, inplace: bool = False, **named: Any
-) -> str:
-    """min(max(x, min_val), max_val); None is no bound."""
-    bounds = (named.get("min", min_val), named.get("max", max_val))
-    return at.graph.op("Clip", x.name, *("" if bound is None else operand(at, bound) for bound in bounds))
+@emits(nn.Hardtanh, F.hardtanh)
+def hardtanh(at: At, x: Value, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> str:
+    """min(max(x, min_val), max_val)."""
+    return str(clamped(at, x, min_val, max_val))
 
 
 @emits(nn.LeakyReLU, F.leaky_relu)

@@ -21,6 +21,8 @@ TENSORS = ("weight", "bias", "running_mean", "running_var")
 # Two numbers of pictures: what differs between their shapes depends on the batch.
 TRIALS = (2, 3)
 
+IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
 
 class Varies:
     """A number that depends on how many pictures there are."""
@@ -70,7 +72,7 @@ def _traced(model: nn.Module) -> fx.Graph:
         return _Tracer().trace(model)
     # TraceError is control flow by values; the rest is what functions of Python say of a tensor that has none.
     except (fx.proxy.TraceError, TypeError, RuntimeError, ValueError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise UnsupportedError(f"torch.fx cannot trace {type(model).__name__} ({reason})") from error
 
 
@@ -131,13 +133,17 @@ class _Writer:
         if emitter is not reshaped and any(isinstance(value, Varies) for value in _flat((args, kwargs))):
             raise UnsupportedError("computes with the number of pictures")
         try:
-            inspect.signature(emitter).bind(None, *args, **kwargs)
+            bound = inspect.signature(emitter).bind(None, *args, **kwargs).arguments
         except TypeError as error:
             raise UnsupportedError(f"is called in a way that has no operator here ({error})") from error
         self.graph.scope = node.name
         written = emitter(At(self.graph, shapes[0], tuple(shapes)), *args, **kwargs)
         if isinstance(written, str):
-            return Value(written, shapes[0])
+            value = Value(written, shapes[0])
+            if bound.get("inplace") or _named(node.target).endswith("_") or node.target in IN_PLACE:
+                # Whoever reads what was overwritten reads the result.
+                self.values[node.all_input_nodes[0]] = value
+            return value
         return [Value(name, shape) for name, shape in zip(written, shapes, strict=True)]
 
     def _value(self, argument: Any) -> Any:
