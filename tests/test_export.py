@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -180,13 +181,15 @@ def test_a_network_that_no_file_can_hold_exits_5_and_leaves_no_file(tmp_path: Pa
     assert not list(Path().glob("*.onnx"))
 
 
-def test_ctrl_c_leaves_no_file_and_no_half_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [0, 1.5], ids=["while it loads", "while it checks"])
+def test_ctrl_c_leaves_no_file_and_no_half_of_one(tmp_path: Path, seconds: float) -> None:
     artifacts.write(of_architecture("resnet18"), tmp_path / "a")
     out = tmp_path / "out"
     process = started("export", str(tmp_path / "a"), "--onnx", "--output", str(out / "model.onnx"))
-    # Once torch is loaded the check runs, for longer than this test needs.
+    # In the middle of an import that swallows what is raised in it.
     maps = Path(f"/proc/{process.pid}/maps")
     wait_until(lambda: "onnxruntime_pybind11_state" in maps.read_text(), process)
+    time.sleep(seconds)
     status, stdout, err = stopped(process, signal.SIGINT)
-    assert (status, stdout, err) == (130, "", "interrupted\n")
+    assert (status, stdout, err.splitlines()[-1]) == (130, "", "interrupted")
     assert not out.exists()

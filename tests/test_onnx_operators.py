@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 import supermask
 from supermask import UsageError
+from supermask.data import View
 from tests.subnetworks import run, subnetwork
 
 PICTURE = (3, 11, 11)
@@ -281,3 +283,20 @@ def test_what_is_not_supported_is_named_with_its_place(name: str, tmp_path: Path
     for word in words:
         assert word in message
     assert not (tmp_path / "own.onnx").exists()
+
+
+def test_what_is_not_supported_is_written_dense_by_torchs_own_exporter(tmp_path: Path) -> None:
+    model = Own(WithAttention())
+    artifact = subnetwork(model, PICTURE)
+    path = tmp_path / "own.onnx"
+    if find_spec("onnxscript") is None:
+        with pytest.raises(UsageError, match=r"middle\.attention \(MultiheadAttention\).*pip install onnxscript"):
+            supermask.export_onnx(artifact, path, model=model, weights="dense")
+        pytest.skip("torch's own exporter needs onnxscript")
+    supermask.export_onnx(artifact, path, model=model, weights="dense", input="uint8", softmax=True)
+    pictures = torch.randint(256, (5, 11, 11, 3), dtype=torch.uint8)
+    view = View(11, (0.4,) * 3, (0.25,) * 3, torch.device("cpu"))
+    expected = model(view.of(pictures.permute(0, 3, 1, 2))).softmax(1).detach().numpy()
+    np.testing.assert_allclose(run(path, pictures.numpy()), expected, atol=1e-5)
+    with pytest.raises(UsageError, match="float32 alone"):
+        supermask.export_onnx(artifact, path, model=model, dtype="float16")

@@ -47,6 +47,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except SupermaskError as error:
         print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except CtrlC:
+    except (CtrlC, ImportError):
+        # An extension module that is interrupted while it is imported makes an ImportError of it.
+        if not CtrlC.pressed:
+            raise
         print("interrupted", file=sys.stderr)
         sys.exit(Interrupted.exit_code)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from supermask.cli import interrupt
 from supermask.cli.artifact import ArtifactPath
 from supermask.cli.output import AsJson, DataRoot, given_or_latest, print_json, print_table, size, speak
 from supermask.errors import SupermaskError, UsageError
@@ -72,6 +73,7 @@ def export(  # noqa: PLR0913, PLR0917 - Typer makes an option of each
     from supermask import api
     from supermask.onnx.export import export_onnx
 
+    interrupt.check()
     artifact = api.read(given_or_latest(path))
     wanted: dict[str, Any] = {"weights": weights, "dtype": dtype, "input": given, "softmax": softmax}  # checked there
     pictures = None if no_check else _test_pictures(artifact, data_root)
@@ -88,9 +90,12 @@ def _test_pictures(artifact: Artifact, data_root: str) -> Tensor | None:
     from supermask.data import sample
 
     channels, image_size, _ = artifact.config.input.shape
+    name = artifact.config.provenance.get("dataset")
     try:
+        if not isinstance(name, str):
+            raise UsageError("the artifact does not say of which data set it is")
         dataset = registry.open_dataset(
-            str(artifact.config.provenance.get("dataset", "")),
+            name,
             root=Path(data_root),
             image_size=image_size,
             skip_corrupt=True,

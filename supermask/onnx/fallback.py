@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 
 import onnx
 import torch
@@ -27,20 +28,23 @@ def by_torch(model: nn.Module, example: Tensor, given: str, output: str, reason:
     if importlib.util.find_spec("onnxscript") is None:
         raise UnsupportedError(f"{reason}; torch's own exporter may have one: pip install onnxscript") from reason
     try:
-        program = torch.onnx.export(
-            model,
-            (example,),
-            dynamo=True,
-            input_names=[given],
-            output_names=[output],
-            dynamic_shapes=({0: torch.export.Dim("N")},),
-            verbose=False,
-        )
+        with warnings.catch_warnings():
+            # It uses what torch has deprecated since.
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                model,
+                (example,),
+                dynamo=True,
+                input_names=[given],
+                output_names=[output],
+                dynamic_shapes=({0: torch.export.Dim("N")},),
+                verbose=False,
+            )
     except torch.onnx.errors.OnnxExporterError as error:
-        raise UnsupportedError(f"{reason}, and torch's own exporter fails ({_last_line(error)})") from error
+        raise UnsupportedError(f"{reason}, and torch's own exporter fails ({_first_line(error)})") from error
     assert program is not None
     return program.model_proto
 
 
-def _last_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
