@@ -13,6 +13,7 @@ from supermask.errors import (
     ConflictError,
     CorruptPictureError,
     DeviceMemoryError,
+    ExportError,
     HubError,
     IntegrityError,
     Interrupted,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from supermask.api import Result, search
     from supermask.artifact import Artifact
     from supermask.datasets import Dataset
+    from supermask.onnx.export import export_onnx
     from supermask.reference import import_checkpoint
     from supermask.store import load, pull, push, read, save
 
@@ -37,6 +39,7 @@ __all__ = [
     "CorruptPictureError",
     "Dataset",
     "DeviceMemoryError",
+    "ExportError",
     "HubError",
     "IntegrityError",
     "Interrupted",
@@ -46,6 +49,7 @@ __all__ = [
     "StorageError",
     "SupermaskError",
     "UsageError",
+    "export_onnx",
     "import_checkpoint",
     "load",
     "pull",
@@ -59,6 +63,7 @@ _HOMES = {
     "Artifact": "artifact",
     "Dataset": "datasets",
     "Result": "api",
+    "export_onnx": "onnx.export",
     "import_checkpoint": "reference",
     "load": "store",
     "pull": "store",

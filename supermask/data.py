@@ -48,11 +48,12 @@ class View:
         pixels = images.to(torch.float32, memory_format=torch.channels_last)
         if images.shape[-1] != self.image_size:
             pixels = F.interpolate(pixels, size=(self.image_size, self.image_size), mode="bilinear", antialias=True)
-        mean, std = self._statistics
+        mean, std = self.statistics
         return pixels.sub_(mean).div_(std)
 
     @cached_property
-    def _statistics(self) -> tuple[Tensor, Tensor]:
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation in units of 255, float32 [C, 1, 1]."""
         # On the device once: a copy for each batch would make the host wait.
         mean, std = (torch.tensor(values, device=self.device)[:, None, None] * 255 for values in (self.mean, self.std))
         return mean, std
@@ -190,6 +191,16 @@ class EvaluationBatches:
             wanted = ([(i, 0) for i in range(start, min(start + self.batch_size, n))] for start in starts)
             for images, labels in self.stream.batches(wanted):
                 yield self.view.of(images), labels.to(self.view.device)
+
+
+def sample(split: Split, n: int) -> Tensor:
+    """About n pictures from all over a split, uint8 [N, C, H, W]; those that do not decode are left out."""
+    places = torch.arange(0, len(split), max(1, len(split) // n))[:n]
+    if isinstance(split, Pictures):
+        return split.images[places]
+    decoder = _Decoder(split, augment=False, whole_batches=False)
+    decoded = [decoder[place, 0][0] for place in places.tolist()]
+    return torch.stack([picture for picture in decoded if picture is not None])
 
 
 Wanted = Iterable[list[tuple[int, int]]]

@@ -40,12 +40,14 @@ class Request:
         image_size: pixels that pictures of varying size are brought to; None leaves it to the data set.
         skip_corrupt: leave out pictures that do not decode instead of refusing.
         workers: processes that decode pictures of large data sets.
+        download: fetch what is not there; otherwise that is an error.
     """
 
     root: Path = Path("data")
     image_size: int | None = None
     skip_corrupt: bool = False
     workers: int = 2
+    download: bool = True
 
 
 @dataclass(frozen=True)
@@ -330,6 +332,8 @@ def _torchvision_set(
         return replace(dataset, **fields)
 
     files = sorted(path for path in request.root.glob(pattern) if path.is_file())
+    if not files and not request.download:
+        raise NotFoundError(f"{name} is not in {request.root / Path(pattern).parent}")
     if not files:
         dataset = build()  # downloads
         files = sorted(path for path in request.root.glob(pattern) if path.is_file())

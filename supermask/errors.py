@@ -8,6 +8,7 @@ SupermaskError                 1    one line, and what to do next
 ├── IntegrityError             4    something is there and is not what it says it is
 │   ├── ArtifactError               an artifact that a reader must refuse
 │   └── CorruptPictureError         a picture that does not decode
+├── ExportError                5    an exported file that does not compute what the network does
 ├── StorageError               1    a disk that is full or a folder that cannot be written
 ├── NonFiniteLossError         1    the loss became NaN or infinite
 ├── DeviceMemoryError          1    a batch that does not fit
@@ -62,6 +63,12 @@ class ArtifactError(IntegrityError):
 
 class CorruptPictureError(IntegrityError):
     """A picture that does not decode."""
+
+
+class ExportError(SupermaskError):
+    """An exported file that does not compute what the network does; it was not written."""
+
+    exit_code = 5
 
 
 class StorageError(SupermaskError):

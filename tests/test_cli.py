@@ -353,7 +353,7 @@ def test_one_of_a_listing_is_shown_with_its_options(
 
 
 def test_help_shows_examples_and_exit_is_zero(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("search", "eval", "info", "verify", "strategies", "zoo", "recipes"):
+    for command in ("search", "eval", "export", "info", "verify", "strategies", "zoo", "recipes"):
         status, out, _ = run(capsys, command, "--help")
         assert status == 0
         assert "Example" in out
@@ -365,7 +365,8 @@ def test_a_word_that_is_no_command_is_exit_2(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["--version"], ["strategies"], ["zoo"], ["recipes"], ["search", "--help"]]
+    "args",
+    [["--help"], ["--version"], ["strategies"], ["zoo"], ["recipes"], ["search", "--help"], ["export", "--help"]],
 )
 def test_help_and_listings_do_not_pay_for_torch(args: list[str]) -> None:
     program = f"""
@@ -375,7 +376,9 @@ try:
     main({args})
 except SystemExit as exit:
     assert not exit.code, exit.code
-heavy = {{"torch", "torchvision", "numpy", "sklearn", "huggingface_hub", "matplotlib", "onnx"}} & set(sys.modules)
+heavy = {{"torch", "torchvision", "numpy", "sklearn", "huggingface_hub", "matplotlib", "onnx", "onnxruntime"}} & set(
+    sys.modules
+)
 print("HEAVY", sorted(heavy))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -424,6 +427,17 @@ def test_the_surface_of_the_command_line() -> None:
         ],
         "eval": ["--batch-size", "--data", "--data-root", "--device", "--json", "--skip-corrupt"],
         "info": ["--json"],
+        "export": [
+            "--data-root",
+            "--dtype",
+            "--input",
+            "--json",
+            "--no-check",
+            "--onnx",
+            "--output",
+            "--softmax",
+            "--weights",
+        ],
         "verify": ["--json"],
         "pull": ["--json", "--local-dir", "--offline", "--revision"],
         "push": [

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from supermask.cli import artifact, hub, listing, search
+from supermask.cli import artifact, export, hub, listing, search
 from supermask.cli.interrupt import CtrlC, raise_ctrl_c
 from supermask.errors import Interrupted, SupermaskError
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (search, artifact, hub, listing):
+for module in (search, artifact, export, hub, listing):
     module.register(app)
 
 
@@ -40,13 +40,16 @@ def options(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 failed, 2 usage, 3 not found, 4 integrity, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 failed, 2 usage, 3 not found, 4 integrity, 5 export, 130 interrupted."""
     signal.signal(signal.SIGINT, raise_ctrl_c)
     try:
         app(args=args, prog_name="supermask")
     except SupermaskError as error:
         print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except CtrlC:
+    except (CtrlC, ImportError):
+        # An extension module that is interrupted while it is imported makes an ImportError of it.
+        if not CtrlC.pressed:
+            raise
         print("interrupted", file=sys.stderr)
         sys.exit(Interrupted.exit_code)
