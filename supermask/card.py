@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shlex
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,7 @@ from supermask import registry
 from supermask.artifact import Artifact
 from supermask.config import SearchConfig, resolve
 from supermask.errors import UsageError
-from supermask.manifest import ArtifactConfig
+from supermask.manifest import ArtifactConfig, Values
 from supermask.network import OWN_MODULE
 from supermask.run import Record
 
@@ -74,7 +75,8 @@ def _metadata(config: ArtifactConfig, repo: str, license: str) -> str:
     result = EvalResult(
         task_type="image-classification",
         task_name="Image Classification",
-        dataset_type=dataset or name,
+        # The Hub takes an identifier there, such as the name of a repository.
+        dataset_type=dataset or re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII).strip("-.") or "unknown",
         dataset_name=name,
         dataset_split="test",
         metric_type="accuracy",
@@ -103,10 +105,10 @@ def _words(artifact: Artifact, repo: str, pictures: Mapping[str, bytes]) -> str:
     config = artifact.config
     weights, kept = sum(layer.n for layer in config.layers), sum(layer.kept for layer in config.layers)
     dataset = config.provenance.get("dataset", "unknown")
-    trained = any(layer.values == "stored" for layer in config.layers)
+    values = {layer.values for layer in config.layers}
     blocks = [
         f"# {repo.rpartition('/')[2]}",
-        _about(config, kept, weights, trained),
+        _about(config, kept, weights, values),
         "\n".join(
             f"| {name} | {value} |"
             for name, value in [("", ""), ("---", "---"), *_figures(artifact, dataset, kept, weights)]
@@ -128,19 +130,21 @@ def _words(artifact: Artifact, repo: str, pictures: Mapping[str, bytes]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _about(config: ArtifactConfig, kept: int, weights: int, trained: bool) -> str:
+def _about(config: ArtifactConfig, kept: int, weights: int, values: set[Values]) -> str:
     classifier = f"A classifier of pictures into {len(config.labels)} classes"
-    if trained:
+    if "stored" in values:
         return (
             f"{classifier}: {kept:,} of the {weights:,} weights of `{config.arch.name}`, kept by the strategy "
             f"`{config.strategy.name}`. Their values are stored, since no seed could draw them again."
         )
+    held = "the seed and one bit per weight, and loading it draws the weights again, the same ones on every machine"
+    if "signs" in values:
+        held = "one bit per weight, and one more for the sign of each that is kept"
     return (
         f"{classifier} whose weights **nobody trained**. They were drawn at random and left as they were; "
         f"what `{config.strategy.name}` searched for is which {kept:,} of the {weights:,} to keep. Such a subnetwork "
         "works inside a random network ([Ramanujan et al. 2020](https://arxiv.org/abs/1911.13299), [Zhou et al. 2019]"
-        "(https://arxiv.org/abs/1905.01067)), so this repository holds the seed and one bit per weight, and loading it "
-        "draws the weights again, the same ones on every machine."
+        f"(https://arxiv.org/abs/1905.01067)), so this repository holds {held}."
     )
 
 

@@ -126,7 +126,9 @@ def load_into(artifact: Artifact, model: nn.Module | None = None) -> nn.Module:
         with _NoRandomFill():
             model = _build(artifact)
     check_shapes(artifact, model)
-    state: dict[str, Tensor] = dict(artifact.state)
+    # The model's own, since some (MNASNet) read in it which version they are.
+    state = model.state_dict()
+    state.update(artifact.state)
     for layer, weights in artifact.weights():
         state[layer.name] = torch.from_numpy(weights)
     model.load_state_dict(state, assign=True)

@@ -88,12 +88,18 @@ def import_checkpoint(
             f"{file}: no layer has scores, so it is no checkpoint of a mask search: it has {_few(theirs)}"
         )
     weights = [value for key, value in theirs.items() if key.endswith(".weight") and value.dim() > 1]
+    if not weights:
+        raise IntegrityError(f"{file}: no layer has a weight: it has {_few(theirs)}")
     first, last = weights[0], weights[-1]
     name = data or next((name for name, entry in INPUTS.items() if entry.fits(first.shape[1], len(last))), "")
     if name not in INPUTS:
         asked = f"data {name!r}" if data else f"{first.shape[1]} inputs and {len(last)} classes fit no data set"
         raise UsageError(f"{asked}: {did_you_mean(name, INPUTS)}; say which with --data")
     entry = INPUTS[name]
+    if not entry.fits(first.shape[1], len(last)):
+        raise UsageError(
+            f"data {name!r} does not fit a checkpoint with {first.shape[1]} inputs and {len(last)} classes"
+        )
     args = {
         **(arch_args or {}),
         "in_channels": entry.channels,
@@ -102,7 +108,9 @@ def import_checkpoint(
     }
     if any(key.endswith(".running_mean") and f"{key[:-13]}.weight" in theirs for key in theirs):
         args["affine"] = True
-    model = registry.build(arch, args)
+    # Its names and shapes alone are of interest.
+    with torch.device("meta"):
+        model = registry.build(arch, args)
     ours = _matched(model, theirs, arch)
     layers, masks, values = [], {}, {}
     names = [layer.name for layer in plan(model, WeightsConfig())]
@@ -155,16 +163,16 @@ def _state(file: Path) -> dict[str, Tensor]:
             ) from error
         # What the documentation of pickle says a damaged file may raise besides, and torch's own.
         except (AttributeError, EOFError, ImportError, LookupError, OSError, RuntimeError, ValueError) as error:
-            raise IntegrityError(
-                f"{file} is no complete file of torch.save ({type(error).__name__}: {error})"
-            ) from error
+            raise IntegrityError(f"{file} is no complete file of torch.save ({type(error).__name__})") from error
     found = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise IntegrityError(f"{file}: no state_dict: a dictionary of tensors, or one that holds it, was expected")
-    state = {str(key).removeprefix("module."): value for key, value in found.items()}
+    state = {str(key).removeprefix("module."): value.detach() for key, value in found.items()}
     for key, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise IntegrityError(f"{file}: {key} holds numbers that are infinite or none")
+        if value.layout != torch.strided or value.is_meta:
+            raise IntegrityError(f"{file}: {key} is no plain tensor of numbers")
+        if value.is_floating_point() and not bool(torch.isfinite(value.float()).all()):
+            raise IntegrityError(f"{file}: {key} holds numbers that are infinite, too large for float32, or none")
     return state
 
 

@@ -17,7 +17,7 @@ from supermask.network import check, load_into, own_copy
 from supermask.run import Run
 
 if TYPE_CHECKING:
-    from supermask.hub import Pushed
+    from supermask.hub import Address, Pushed
 
 MESSAGE = "Add a subnetwork found by supermask"
 
@@ -96,10 +96,7 @@ def pull(name: str, *, revision: str | None = None, local_dir: Path | str | None
     """
     from supermask import hub
 
-    place = hub.address(name, revision)
-    if place is None:
-        raise UsageError(f"{name!r} is no repository on the Hub; write user/name or user/name@revision")
-    folder, artifact = hub.pull(place, offline=offline)
+    folder, artifact = hub.pull(_place(name, revision), offline=offline)
     try:
         check(artifact)
     except ArtifactError:
@@ -112,24 +109,35 @@ def pull(name: str, *, revision: str | None = None, local_dir: Path | str | None
     return Path(local_dir)
 
 
+def _place(name: str, revision: str | None = None) -> Address:
+    from supermask import hub
+
+    place = hub.address(name, revision)
+    if place is None:
+        raise UsageError(f"{name!r} is no repository on the Hub; write user/name or user/name@revision")
+    return place
+
+
 def package(path: Path | str, name: str, *, license: str = LICENSE) -> dict[str, bytes]:
     """The files that `push` puts on the Hub, by name: the artifact's two, its card, and the card's pictures.
 
     Args:
         path: an artifact's folder, or a run's, whose training curve the card then shows.
-        name: `user/name`, which the card tells its readers to load.
+        name: `user/name[@branch]`, which the card tells its readers to load.
         license: an identifier that the Hub knows.
 
     Raises:
+        UsageError: `name` is none.
         NotFoundError: no artifact there.
         ArtifactError: it breaks a rule of docs/format.md: what is broken is not shared.
     """
+    repo = _place(name).repo
     folder = _folder(Path(path))
     artifact = artifacts.read(folder)
     check(artifact)
     records = Run(folder.parent).records() if folder.name == "artifact" else []
     files = {file: (folder / file).read_bytes() for file in (CONFIG, TENSORS)}
-    return files | describe(artifact, name, records, license)
+    return files | describe(artifact, repo, records, license)
 
 
 def push(
@@ -160,8 +168,6 @@ def push(
     """
     from supermask import hub
 
-    place = hub.address(name, revision)
-    if place is None:
-        raise UsageError(f"{name!r} is no repository on the Hub; write user/name")
-    files = package(path, place.repo, license=license)
+    place = _place(name, revision)
+    files = package(path, name, license=license)
     return hub.push(files, place, private=private, create_pr=create_pr, tag=tag, message=message or MESSAGE)

@@ -12,6 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from supermask.cli import main
+
 # A search of two or three seconds, most of them imports; a checkpoint after every step.
 QUICK = ["--epochs", "4", "--set", "checkpoint_seconds=0"]
 
@@ -21,6 +25,15 @@ def supermask(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "supermask", *args], capture_output=True, text=True, check=False, timeout=300, **more
     )
+
+
+def run_here(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
+    """`supermask ARGS` in this process: exit status, stdout and stderr."""
+    with pytest.raises(SystemExit) as exit_:
+        main(args)
+    out, err = capsys.readouterr()
+    assert isinstance(exit_.value.code, int)
+    return exit_.value.code, out, err
 
 
 def started(*args: str) -> subprocess.Popen[str]:

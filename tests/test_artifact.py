@@ -35,6 +35,7 @@ from supermask.manifest import (
 )
 from supermask.network import load_into
 from tests import reference_reader
+from tests.subnetworks import of_architecture
 
 SIZES = (8, 5, 3)  # pixels 2x2x2, a hidden layer, classes: the least network with a layer of each kind of values
 
@@ -470,3 +471,8 @@ def test_an_artifact_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match="cannot write the artifact to"):
         artifacts.write(make_artifact(), tmp_path / "file")
+
+
+def test_a_network_that_reads_its_version_in_its_state_is_loaded() -> None:
+    artifact = of_architecture("torchvision:mnasnet0_5", image_size=64)
+    assert load_into(artifact)(torch.zeros(2, 3, 64, 64)).shape == (2, 10)

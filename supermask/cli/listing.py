@@ -85,12 +85,20 @@ def _on_hub() -> list[dict[str, Any]]:
     rows = []
     for model in found():
         results = (model.card_data and model.card_data.eval_results) or []
-        first = results[0] if results and isinstance(results[0].metric_value, float) else None
+        # A stranger's card may hold anything.
+        told = [
+            (result.metric_value, result.dataset_name)
+            for result in results
+            if result.metric_type == "accuracy"
+            and isinstance(result.metric_value, (int, float))
+            and 0 <= result.metric_value <= 1
+        ]
+        accuracy, data = told[0] if told else (None, "")
         rows.append(
             {
                 "name": model.id,
-                "accuracy": percent(first.metric_value) if first else "",
-                "data": first.dataset_name if first else "",
+                "accuracy": "" if accuracy is None else percent(accuracy),
+                "data": data,
                 "downloads": model.downloads or 0,
                 "updated": f"{model.last_modified:%Y-%m-%d}" if model.last_modified else "",
             }

@@ -63,16 +63,25 @@ def forget(*files: Path) -> None:
 
 
 def _fetch(place: Address, name: str, limit: int, offline: bool) -> Path:
-    """The file in the cache; its announced size is held against `limit` bytes before any of it is fetched."""
-    if place.revision is not None and re.fullmatch("[0-9a-f]{40}", place.revision):
-        # Before the client is asked to download: it would tell the Hub about itself first.
-        cached = try_to_load_from_cache(place.repo, name, revision=place.revision)
-        if isinstance(cached, str):
-            return Path(cached)
-    where: dict[str, Any] = {"revision": place.revision, "local_files_only": offline}
-    announced = hf_hub_download(place.repo, name, dry_run=True, **where)
-    require(announced.file_size <= limit, name, "size", f"{announced.file_size} bytes; at most {limit} are read")
-    return Path(hf_hub_download(place.repo, name, **where))
+    """The file in the cache, of at most `limit` bytes; no more than that is fetched."""
+    file = _cached(place, name)
+    if file is None:
+        where: dict[str, Any] = {"revision": place.revision, "local_files_only": offline}
+        announced = hf_hub_download(place.repo, name, dry_run=True, **where).file_size
+        require(announced is not None, name, "size", "the Hub does not tell it")
+        require(announced <= limit, name, "size", f"{announced} bytes; at most {limit} are read")
+        file = Path(hf_hub_download(place.repo, name, **where))
+    size = file.stat().st_size
+    require(size <= limit, name, "size", f"{size} bytes; at most {limit} are read")
+    return file
+
+
+def _cached(place: Address, name: str) -> Path | None:
+    """The file of a full commit id, if it is there, without a request: asked to download, the client makes one."""
+    if place.revision is None or not re.fullmatch("[0-9a-f]{40}", place.revision):
+        return None
+    found = try_to_load_from_cache(place.repo, name, revision=place.revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def _check_announced_hash(file: Path, place: Address) -> None:

@@ -28,8 +28,10 @@ def address(name: str, revision: str | None = None) -> Address | None:
     """The place on the Hub that `user/name` or `user/name@revision` names; None if it is no such name.
 
     Raises:
-        UsageError: `name` and `revision` both say which revision.
+        UsageError: `name` and `revision` both say which revision, or `revision` is empty.
     """
+    if revision == "":
+        raise UsageError(f"{name} with an empty revision: name a branch, tag or commit, or leave it out")
     found = NAME.fullmatch(name)
     if found is None:
         return None

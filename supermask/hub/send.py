@@ -68,12 +68,16 @@ def push(
         message: the commit's.
 
     Raises:
-        UsageError: `private`, and there is a public repository; a tag of that name, on another commit; a card that
-            the Hub refuses.
+        UsageError: `private`, and there is a public repository; a tag of that name, on another commit, or one on a
+            pull request; a card that the Hub refuses.
         ConflictError: someone else committed meanwhile; nothing was changed.
         NotFoundError: no such user or organisation.
         HubError: the Hub does not answer, or refuses.
     """
+    if tag == "":
+        raise UsageError("an empty tag: name one, or leave it out")
+    if tag is not None and create_pr:
+        raise UsageError(f"tag {tag} on a pull request: a tag names what is merged; leave one of them out")
     api = HfApi()
     with reported(place, "free space"):
         head = _head(api, place, private, files)
