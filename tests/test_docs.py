@@ -6,12 +6,15 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from supermask import export_onnx
 from supermask.config import parse, resolve, setting
 from supermask.draw import DISTRIBUTIONS
 from tests.commands import supermask
+from tests.subnetworks import of_architecture
 from tests.test_draw import VECTORS
 
 ROOT = Path(__file__).parents[1]
@@ -65,3 +68,11 @@ def test_the_python_example_of_the_readme_runs(monkeypatch: pytest.MonkeyPatch) 
     names: dict[str, object] = {}
     exec(example, names)
     assert Path("my-artifact/config.json").is_file()
+
+
+def test_the_python_example_of_the_export_page_runs() -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "export.md").read_text("utf-8"), re.DOTALL)
+    export_onnx(of_architecture("fc", in_channels=1, image_size=8), "model.onnx")
+    names: dict[str, Any] = {}
+    exec(example, names)
+    assert names["logits"].shape == (5, 10)

@@ -261,7 +261,7 @@ def test_by_default_the_smallest_form_that_the_artifact_allows(how: dict[str, An
     pictures = torch.randn(3, 3, 6, 6)
     close(run(tmp_path / "model.onnx", pictures.numpy()), model(pictures).detach().numpy())
     for smaller in FORMS[: FORMS.index(form)]:
-        with pytest.raises(UsageError, match=r"layer \w+\.weight .*; take --weights dense"):
+        with pytest.raises(UsageError, match=rf"layer \w+\.weight .*; take --weights {form}"):
             supermask.export_onnx(artifact, tmp_path / "no.onnx", model=model, weights=smaller)
     assert not (tmp_path / "no.onnx").exists()
 

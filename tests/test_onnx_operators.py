@@ -229,12 +229,14 @@ class Gated(nn.Module):
         super().__init__()
         self.stem = self.Residual(3, 3, 3, padding=1)
         self.norm = self.Renamed(3)
-        self.gate = nn.Parameter(torch.ones(3, 1, 1))
+        # Names that the graph has uses for.
+        self.pictures, self.logits = nn.Parameter(torch.ones(3, 1, 1)), nn.Parameter(torch.ones(4))
+        self.mul = nn.ParameterList([torch.ones(3, 1, 1)])
         self.head = nn.Linear(3, 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.stem(x)) * self.gate
-        return F.linear(x.mean([2, 3]), self.head.weight, self.head.bias)
+        x = self.norm(self.stem(x)) * self.pictures * self.mul[0]
+        return F.linear(x.mean([2, 3]), self.head.weight, self.head.bias) + self.logits
 
 
 def test_parameters_and_subclasses_of_layers_are_followed(tmp_path: Path) -> None:

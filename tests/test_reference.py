@@ -320,5 +320,5 @@ def test_data_may_be_named_where_shapes_fit_several() -> None:
     told: dict[str, Any] = {"arch": "fc", "strategy": "edge-popup", "k": 0.5, "arch_args": {"widths": []}}
     artifact = import_checkpoint(saved(state), **told)
     assert (artifact.config.provenance["dataset"], artifact.config.input.shape) == ("cifar10", [3, 32, 32])
-    with pytest.raises(UsageError, match="data .mnist. does not fit a checkpoint with 3072 inputs"):
+    with pytest.raises(UsageError, match=r"data .mnist. does not fit a checkpoint with 3072 inputs"):
         import_checkpoint(saved(state), **told, data="mnist")

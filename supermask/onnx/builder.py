@@ -45,7 +45,7 @@ class Builder:
             key = (array.dtype.str, array.shape, array.tobytes())
             if key in self._constants:
                 return self._constants[key]
-            name = self._constants[key] = f"constant.{len(self._constants)}"
+            name = self._constants[key] = f"/constant.{len(self._constants)}"
         self.initializers.append(numpy_helper.from_array(array, name))
         return name
 

@@ -171,7 +171,7 @@ def _built(artifact: Artifact, network: nn.Module, layout: Layout) -> onnx.Model
     config = artifact.config
     graph = Builder(OPSETS[layout.weights])
     add_weights(graph, artifact, weights_of(artifact, network), layout.weights, layout.dtype)
-    graph.scope = "normalised"
+    graph.scope = "/normalised"
     pictures = _normalised(graph, artifact) if layout.input == "uint8" else GIVEN
     logits = add_network(graph, network, config.input.shape, pictures, [layer.name for layer in config.layers])
     if layout.softmax:

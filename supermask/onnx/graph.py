@@ -136,7 +136,7 @@ class _Writer:
             bound = inspect.signature(emitter).bind(None, *args, **kwargs).arguments
         except TypeError as error:
             raise UnsupportedError(f"is called in a way that has no operator here ({error})") from error
-        self.graph.scope = node.name
+        self.graph.scope = f"/{node.name}"  # no parameter's name begins so
         written = emitter(At(self.graph, shapes[0], tuple(shapes)), *args, **kwargs)
         if isinstance(written, str):
             value = Value(written, shapes[0])
@@ -163,10 +163,11 @@ class _Writer:
         """A parameter or a buffer."""
         owner, _, attribute = name.rpartition(".")
         tensor: Tensor = getattr(self.model.get_submodule(owner), attribute).detach()
-        if name not in self.weights:
-            self.graph.constant(tensor.numpy(), name=name)
-            self.weights.add(name)
-        return Value(name, tuple(tensor.shape), tensor)
+        known = name if name in self.weights else f"state/{name}"
+        if known not in self.weights:
+            self.graph.constant(tensor.numpy(), name=known)
+            self.weights.add(known)
+        return Value(known, tuple(tensor.shape), tensor)
 
     def _logits(self, node: fx.Node) -> Value:
         logits = self._value(node.args[0])

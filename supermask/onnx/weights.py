@@ -55,11 +55,10 @@ def form_of(artifact: Artifact, weights: Weights, asked: Form | None) -> Form:
         UsageError: a layer cannot be written in the form that was asked for; names it.
     """
     complaints = {"seed": _not_drawn(artifact), "ternary": _not_ternary(artifact, weights), "dense": None}
-    if asked is None:
-        return next(form for form in FORMS if complaints[form] is None)
-    if complaints[asked] is not None:
-        raise UsageError(f"--weights {asked}: {complaints[asked]}; take --weights dense")
-    return asked
+    smallest = next(form for form in FORMS if complaints[form] is None)
+    if asked is not None and complaints[asked] is not None:
+        raise UsageError(f"--weights {asked}: {complaints[asked]}; take --weights {smallest}")
+    return asked or smallest
 
 
 def _not_drawn(artifact: Artifact) -> str | None:
