@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from supermask.cli import interrupt
 from supermask.cli.output import AsJson, percent, speak
 from supermask.errors import SupermaskError
 
@@ -61,6 +62,7 @@ def predict(
     from supermask.predict import Picture, find
     from supermask.predict import predict as predict_each
 
+    interrupt.check()
     runtime = _open(network, device)
     pictures = list(find(images, sys.stdin.buffer))
     status = 0
