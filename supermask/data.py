@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from supermask.datasets import Augment, Dataset, Files, Pictures, Split
 from supermask.errors import UsageError
-from supermask.folder import UNREADABLE, refuse_or_name
+from supermask.folder import UNREADABLE, refuse_or_name, why
 from supermask.randomness import derive, generator
 
 Batch = tuple[Tensor, Tensor]
@@ -276,7 +276,7 @@ class _Decoder:
                 with Image.open(path) as picture:
                     return self._transformed(picture.convert("RGB"), seed), label, bad
             except UNREADABLE as error:
-                bad.append(f"{path} ({(str(error).splitlines() or [type(error).__name__])[0]})")
+                bad.append(f"{path} ({why(error)})")
             if not self.whole_batches or not self.files.skip_corrupt:
                 break
             # In training the next picture stands in, so that every batch is whole; in evaluation nothing may.
@@ -284,18 +284,28 @@ class _Decoder:
         return None, label, bad
 
     def _transformed(self, picture: Image.Image, seed: int) -> Tensor:
+        size = self.files.image_size
+        if not self.augment:
+            return centre(picture, size)
         from supermask.torchvision_import import ensure_torchvision
 
         ensure_torchvision()
         from torchvision.transforms import v2
 
-        size = self.files.image_size
-        if self.augment:
-            transform = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
-        else:
-            # The usual margin: the centre 224 of 256 pixels.
-            transform = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+        transform = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             transformed: Tensor = v2.functional.pil_to_tensor(transform(picture))
         return transformed
+
+
+def centre(picture: Image.Image, size: int) -> Tensor:
+    """uint8 [3, size, size] of a picture in RGB, with the usual margin: the centre 224 of 256 pixels."""
+    from supermask.torchvision_import import ensure_torchvision
+
+    ensure_torchvision()
+    from torchvision.transforms import v2
+
+    transform = v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])
+    cut: Tensor = v2.functional.pil_to_tensor(transform(picture))
+    return cut

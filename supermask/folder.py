@@ -134,12 +134,24 @@ def decode(path: str, size: int, channels: int) -> Tensor | str:
     """One picture as uint8 [channels, size, size], shorter side resized and the centre cut out, or why not."""
     try:
         with Image.open(path) as picture:
-            square = ImageOps.fit(
-                picture.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BILINEAR
-            )
+            return square(picture, size, channels)
     except UNREADABLE as error:
-        return str(error).splitlines()[0] if str(error) else type(error).__name__
-    return torch.from_numpy(np.array(square)).reshape(size, size, channels).permute(2, 0, 1)
+        return why(error)
+
+
+def square(picture: Image.Image, size: int, channels: int) -> Tensor:
+    """uint8 [channels, size, size]: the largest square in the middle, resized."""
+    fitted = ImageOps.fit(picture.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(fitted)).reshape(size, size, channels).permute(2, 0, 1)
+
+
+def why(error: Exception) -> str:
+    """Why a picture does not decode, in one line without its name."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not a picture of a kind that Pillow reads"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def decode_all(part: ImageFolder, size: int, channels: int, skip_corrupt: bool) -> tuple[Tensor, Tensor]:

@@ -353,7 +353,7 @@ def test_one_of_a_listing_is_shown_with_its_options(
 
 
 def test_help_shows_examples_and_exit_is_zero(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("search", "eval", "export", "info", "verify", "strategies", "zoo", "recipes"):
+    for command in ("search", "eval", "export", "info", "predict", "verify", "strategies", "zoo", "recipes"):
         status, out, _ = run(capsys, command, "--help")
         assert status == 0
         assert "Example" in out
@@ -366,7 +366,16 @@ def test_a_word_that_is_no_command_is_exit_2(capsys: pytest.CaptureFixture[str])
 
 @pytest.mark.parametrize(
     "args",
-    [["--help"], ["--version"], ["strategies"], ["zoo"], ["recipes"], ["search", "--help"], ["export", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["strategies"],
+        ["zoo"],
+        ["recipes"],
+        ["search", "--help"],
+        ["export", "--help"],
+        ["predict", "--help"],
+    ],
 )
 def test_help_and_listings_do_not_pay_for_torch(args: list[str]) -> None:
     program = f"""
@@ -425,7 +434,7 @@ def test_the_surface_of_the_command_line() -> None:
             "--skip-corrupt",
             "--strategy",
         ],
-        "eval": ["--batch-size", "--data", "--data-root", "--device", "--json", "--skip-corrupt"],
+        "eval": ["--backend", "--batch-size", "--data", "--data-root", "--device", "--json", "--skip-corrupt"],
         "info": ["--json"],
         "export": [
             "--data-root",
@@ -438,6 +447,7 @@ def test_the_surface_of_the_command_line() -> None:
             "--softmax",
             "--weights",
         ],
+        "predict": ["--device", "--json", "--top"],
         "verify": ["--json"],
         "pull": ["--json", "--local-dir", "--offline", "--revision"],
         "push": [

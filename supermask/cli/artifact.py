@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,15 @@ from supermask.cli.output import (
     size,
     speak,
 )
+from supermask.errors import UsageError, did_you_mean
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from supermask.artifact import Artifact
+
+BACKENDS = ("torch", "onnx")
 
 EVAL = """
 Examples:
@@ -27,7 +36,7 @@ Examples:
 
     supermask eval my-artifact --data folder:pictures
 
-    supermask eval user/name@v1
+    supermask eval user/name@v1 --backend onnx
 """
 
 
@@ -45,21 +54,25 @@ def evaluate(
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable pictures.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.", show_default=True)] = 500,
     device: Device = "auto",
+    backend: Annotated[
+        str, typer.Option(help="torch, or onnx: ONNX Runtime (auto, cpu, cuda).", show_default=True)
+    ] = "torch",
     as_json: AsJson = False,
 ) -> None:
     """Measure an artifact's accuracy on the test pictures of a data set, in float32."""
     speak()
+    if backend not in BACKENDS:
+        raise UsageError(f"--backend {backend}: {did_you_mean(backend, BACKENDS)}")
     from supermask import registry, store
-    from supermask.device import pick_device
     from supermask.evaluate import evaluate_artifact
-    from supermask.network import load_into
 
     artifact = store.read(given_or_latest(name))
     data = data or str(artifact.config.provenance.get("dataset", ""))
     dataset = registry.open_dataset(
         data, root=Path(data_root), image_size=artifact.config.input.shape[1], skip_corrupt=skip_corrupt
     )
-    scores = evaluate_artifact(artifact, load_into(artifact), dataset, pick_device(device), batch_size)
+    model, place = _computed_by(backend, artifact, device)
+    scores = evaluate_artifact(artifact, model, dataset, place, batch_size)
     if as_json:
         print_json(
             {"data": data, "accuracy": scores.top1, "top5": scores.top5, "loss": scores.loss, "pictures": scores.n}
@@ -73,6 +86,21 @@ def evaluate(
             ("test pictures", f"{scores.n:,} of {data}"),
         ]
     )
+
+
+def _computed_by(backend: str, artifact: Artifact, device: str) -> tuple[nn.Module, torch.device]:
+    """The artifact's network, and where it takes pictures."""
+    import torch
+
+    if backend == "onnx":
+        from supermask.onnx.run import Module, of_artifact
+
+        # In the smallest form, which an exported file has; ONNX Runtime takes pictures to its device itself.
+        return Module(of_artifact(artifact, device)), torch.device("cpu")
+    from supermask.device import pick_device
+    from supermask.network import load_into
+
+    return load_into(artifact), pick_device(device)
 
 
 def info(name: ArtifactName = None, as_json: AsJson = False) -> None:
