@@ -432,6 +432,7 @@ def test_the_surface_of_the_command_line() -> None:
             "--onnx",
             "--output",
             "--softmax",
+            "--web",
             "--weights",
         ],
         "verify": ["--json"],
