@@ -15,6 +15,7 @@ from torch import Tensor
 from supermask.artifact import Artifact
 from supermask.errors import StorageError, UsageError
 from supermask.files import write_atomically
+from supermask.folder import IMAGENET_STATISTICS
 from supermask.onnx.export import Exported, export_onnx
 from supermask.onnx.weights import Dtype, Form
 from supermask.web.runtime import VERSION, runtime
@@ -126,6 +127,8 @@ def _about(artifact: Artifact, network: Exported) -> dict[str, Any]:
         "shape": config.input.shape,
         "labels": config.labels,
         "strokes": STROKES.get(dataset),
+        # Of a picture's shorter side; those that streamed were cut so, and normalised by ImageNet's statistics.
+        "centre": 224 / 256 if (tuple(config.input.mean), tuple(config.input.std)) == IMAGENET_STATISTICS else 1,
         "seed": config.seed,
         "weights": network.parameters,
         "drawn": sum(layer.n for layer in config.layers if layer.values == "seed"),

@@ -198,7 +198,7 @@ function listen() {
   });
 }
 
-/** Show a picture file and look at it: its central square, resized. */
+/** Show a picture file and look at it: the square in its middle, resized. */
 async function openFile(file) {
   let image;
   try {
@@ -208,7 +208,7 @@ async function openFile(file) {
     say(`${file.name} is not a picture that this browser can read.`);
     return;
   }
-  const { width, height } = image, side = Math.min(width, height), n = drawing.width;
+  const { width, height } = image, side = Math.min(width, height) * page.centre, n = drawing.width;
   const [left, top] = [(width - side) / 2, (height - side) / 2];
   const whole = Object.assign(document.createElement("canvas"), { width, height }).getContext("2d");
   whole.drawImage(image, 0, 0);
@@ -235,7 +235,7 @@ function describe() {
   element("hint").textContent =
     channels === 1
       ? `Draw${page.strokes ? " a digit" : ""}, or choose a picture${page.strokes ? ", white on black" : ""}.`
-      : "Of a picture the central square counts.";
+      : "The network sees the square in the picture's middle.";
   element("sees").textContent = `as the network sees it: ${size} by ${size} pixels`;
   element("made").textContent = `Made by ${page.generator}; runs on ONNX Runtime Web ${page.runtime}.`;
   const facts = {
