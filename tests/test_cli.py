@@ -445,6 +445,7 @@ def test_the_surface_of_the_command_line() -> None:
             "--onnx",
             "--output",
             "--softmax",
+            "--web",
             "--weights",
         ],
         "predict": ["--device", "--json", "--top"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
 
     from supermask.artifact import Artifact
     from supermask.onnx.export import Exported
+    from supermask.web.page import Page
 
 log = logging.getLogger(__name__)
 
 CHECKED_PICTURES = 32
+MODEL = Path("model.onnx")
 
 FORMS = {
     "seed": "mask bits, and the signs drawn from the seed",
@@ -33,13 +36,18 @@ def register(app: typer.Typer) -> None:
     """Add the command to the command line."""
     app.command(
         epilog="Examples:\n\n    supermask export --onnx\n\n"
-        "    supermask export my-artifact --onnx --input uint8 --softmax --output digits.onnx"
+        "    supermask export my-artifact --onnx --input uint8 --softmax --output digits.onnx\n\n"
+        "    supermask export --web page"
     )(export)
 
 
 def export(  # noqa: PLR0913, PLR0917 - Typer makes an option of each
     name: ArtifactName = None,
     onnx: Annotated[bool, typer.Option("--onnx", help="An ONNX file, which stock ONNX Runtime runs.")] = False,
+    web: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A static page, in which it runs in the browser; needs npm the first time."),
+    ] = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -58,7 +66,7 @@ def export(  # noqa: PLR0913, PLR0917 - Typer makes an option of each
     ] = "float",
     softmax: Annotated[bool, typer.Option("--softmax", help="Give probabilities, not logits.")] = False,
     no_check: Annotated[bool, typer.Option("--no-check", help="Do not compare with torch first.")] = False,
-    output: Annotated[Path, typer.Option(help="The file to write.", show_default=True)] = Path("model.onnx"),
+    output: Annotated[Path, typer.Option(help="The file to write.", show_default=True)] = MODEL,
     data_root: DataRoot = "data",
     as_json: AsJson = False,
 ) -> None:
@@ -67,16 +75,27 @@ def export(  # noqa: PLR0913, PLR0917 - Typer makes an option of each
     Exit code 5 if it does not; then nothing is written.
     """
     speak()
-    if not onnx:
-        raise UsageError("what to export is not said; add --onnx")
+    if onnx == (web is not None):
+        raise UsageError("say what to export: either --onnx or --web DIR")
+    if web and (given, softmax, output) != ("float", False, MODEL):
+        raise UsageError("--input, --softmax and --output go with --onnx; the file of --web is all the page's own")
     from supermask import store
     from supermask.onnx.export import export_onnx
 
     interrupt.check()
     artifact = store.read(given_or_latest(name))
-    wanted: dict[str, Any] = {"weights": weights, "dtype": dtype, "input": given, "softmax": softmax}  # checked there
-    pictures = None if no_check else _test_pictures(artifact, data_root)
-    done = export_onnx(artifact, output, **wanted, check=not no_check, pictures=pictures)
+    wanted: dict[str, Any] = {"weights": weights, "dtype": dtype, "check": not no_check}  # names are checked there
+    wanted["pictures"] = None if no_check else _test_pictures(artifact, data_root)
+    if web:
+        from supermask.web.page import export_page
+
+        page = export_page(artifact, web, **wanted)
+        if as_json:
+            print_json(_page_facts(page))
+        else:
+            print_table(_page_rows(page, artifact))
+        return
+    done = export_onnx(artifact, output, **wanted, input=given, softmax=softmax)  # type: ignore[arg-type]
     if as_json:
         print_json(_facts(done))
     else:
@@ -151,3 +170,21 @@ def _rows(done: Exported, artifact: Artifact) -> list[tuple[str, str]]:
         ("gives", f"{'probabilities' if layout.softmax else 'logits'} [N, {len(artifact.config.labels)}]"),
         ("check", checked),
     ]
+
+
+def _page_facts(page: Page) -> dict[str, Any]:
+    return {"path": str(page.folder), "bytes": page.size, "serve": _serve(page.folder), "onnx": _facts(page.network)}
+
+
+def _page_rows(page: Page, artifact: Artifact) -> list[tuple[str, str]]:
+    network = dict(_rows(page.network, artifact))
+    return [
+        ("page", f"{page.folder}, {size(page.size)}, most of it ONNX Runtime Web"),
+        ("network", network["size"]),
+        *((term, network[term]) for term in ("as float32", "weights", "check")),
+        ("to see it", f"{_serve(page.folder)}, then open http://localhost:8000 (opened as a file it cannot load)"),
+    ]
+
+
+def _serve(folder: Path) -> str:
+    return f"python -m http.server -d {shlex.quote(str(folder))}"
