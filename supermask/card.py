@@ -23,7 +23,7 @@ from supermask.network import OWN_MODULE
 from supermask.run import Record
 
 LICENSE = "apache-2.0"
-CARD, CURVE, FILTERS = "README.md", "training.png", "filters.png"
+CARD, CURVE, FILTERS, ONNX = "README.md", "training.png", "filters.png", "model.onnx"
 
 # Ours -> the Hub's.
 HUB_DATASETS = {
@@ -52,7 +52,9 @@ PLACES = ("recipe", "device", "checkpoint_seconds", "data.root", "data.workers",
 MAX_FILTERS = 64
 
 
-def describe(artifact: Artifact, repo: str, records: list[Record], license: str) -> dict[str, bytes]:
+def describe(
+    artifact: Artifact, repo: str, records: list[Record], license: str, *, with_onnx: bool = False
+) -> dict[str, bytes]:
     """The card of an artifact and its pictures, by file name; the same bytes for the same artifact.
 
     Args:
@@ -60,11 +62,14 @@ def describe(artifact: Artifact, repo: str, records: list[Record], license: str)
         repo: `user/name`, where it will be found.
         records: one for each epoch of the search; without any, the card has no training curve.
         license: an identifier that the Hub knows.
+        with_onnx: say how to run the ONNX file that lies beside it.
     """
     _, weights = next(artifact.weights())
     pictures = {CURVE: _curve(records), FILTERS: _filters(weights, artifact.config)}
     files = {name: picture for name, picture in pictures.items() if picture is not None}
-    card = ModelCard(f"---\n{_metadata(artifact.config, repo, license)}\n---\n\n{_words(artifact, repo, files)}")
+    card = ModelCard(
+        f"---\n{_metadata(artifact.config, repo, license)}\n---\n\n{_words(artifact, repo, files, with_onnx)}"
+    )
     return {CARD: str(card).encode(), **files}
 
 
@@ -101,7 +106,7 @@ def _plain_tag(arch: str) -> list[str]:
     return [arch.rpartition(":")[2]] if not arch.startswith(OWN_MODULE) else []
 
 
-def _words(artifact: Artifact, repo: str, pictures: Mapping[str, bytes]) -> str:
+def _words(artifact: Artifact, repo: str, pictures: Mapping[str, bytes], with_onnx: bool) -> str:
     config = artifact.config
     weights, kept = sum(layer.n for layer in config.layers), sum(layer.kept for layer in config.layers)
     dataset = config.provenance.get("dataset", "unknown")
@@ -114,7 +119,7 @@ def _words(artifact: Artifact, repo: str, pictures: Mapping[str, bytes]) -> str:
             for name, value in [("", ""), ("---", "---"), *_figures(artifact, dataset, kept, weights)]
         ),
         "## Use",
-        _use(config, repo),
+        _use(config, repo, with_onnx),
         "## How it was made",
         _made(config),
     ]
@@ -169,7 +174,7 @@ def _figures(artifact: Artifact, dataset: object, kept: int, weights: int) -> li
     ]
 
 
-def _use(config: ArtifactConfig, repo: str) -> str:
+def _use(config: ArtifactConfig, repo: str, with_onnx: bool) -> str:
     channels, height, width = config.input.shape
     own = ", model=YourModule()" if config.arch.name.startswith(OWN_MODULE) else ""
     shape = f"[N, {channels}, {height}, {width}]"
@@ -181,6 +186,7 @@ def _use(config: ArtifactConfig, repo: str) -> str:
         "```\n\n"
         f"Pictures are scaled to 0..1, then the mean {config.input.mean} is subtracted and the result divided by "
         f"{config.input.std}. On the command line: `supermask pull {repo}`, `supermask eval {repo}`."
+        + (f" `{ONNX}` is the same network for ONNX Runtime, with or without supermask." if with_onnx else "")
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from torch import nn
 from supermask import artifact as artifacts
 from supermask.api import Result
 from supermask.artifact import Artifact
-from supermask.card import LICENSE, describe
+from supermask.card import LICENSE, ONNX, describe
 from supermask.errors import ArtifactError, NotFoundError, UsageError
 from supermask.manifest import CONFIG, TENSORS
 from supermask.network import check, load_into, own_copy
@@ -118,18 +119,20 @@ def _place(name: str, revision: str | None = None) -> Address:
     return place
 
 
-def package(path: Path | str, name: str, *, license: str = LICENSE) -> dict[str, bytes]:
+def package(path: Path | str, name: str, *, license: str = LICENSE, with_onnx: bool = False) -> dict[str, bytes]:
     """The files that `push` puts on the Hub, by name: the artifact's two, its card, and the card's pictures.
 
     Args:
         path: an artifact's folder, or a run's, whose training curve the card then shows.
         name: `user/name[@branch]`, which the card tells its readers to load.
         license: an identifier that the Hub knows.
+        with_onnx: add `model.onnx`, in the smallest form that the artifact allows, checked on random pictures.
 
     Raises:
-        UsageError: `name` is none.
+        UsageError: `name` is none, or ONNX has no counterpart for an operator.
         NotFoundError: no artifact there.
         ArtifactError: it breaks a rule of docs/format.md: what is broken is not shared.
+        ExportError: the ONNX file does not compute what torch computes.
     """
     repo = _place(name).repo
     folder = _folder(Path(path))
@@ -137,7 +140,16 @@ def package(path: Path | str, name: str, *, license: str = LICENSE) -> dict[str,
     check(artifact)
     records = Run(folder.parent).records() if folder.name == "artifact" else []
     files = {file: (folder / file).read_bytes() for file in (CONFIG, TENSORS)}
-    return files | describe(artifact, repo, records, license)
+    if with_onnx:
+        files[ONNX] = _as_onnx(artifact)
+    return files | describe(artifact, repo, records, license, with_onnx=with_onnx)
+
+
+def _as_onnx(artifact: Artifact) -> bytes:
+    from supermask.onnx.export import export_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        return export_onnx(artifact, Path(folder) / ONNX).path.read_bytes()
 
 
 def push(
@@ -150,6 +162,7 @@ def push(
     tag: str | None = None,
     message: str | None = None,
     license: str = LICENSE,
+    with_onnx: bool = False,
 ) -> Pushed:
     """Put an artifact on the Hub, with its card: one commit or nothing, and no commit where it is there already.
 
@@ -159,15 +172,15 @@ def push(
         revision: the branch.
         private, create_pr, tag: as `supermask.hub.push`.
         message: the commit's; by default it names the search.
-        license: an identifier that the Hub knows, for the card.
+        license, with_onnx: as `package`.
 
     Raises:
         UsageError: `name` is none; also as `supermask.hub.push`.
-        NotFoundError, ArtifactError: as `package`.
+        NotFoundError, ArtifactError, ExportError: as `package`.
         ConflictError, HubError: as `supermask.hub.push`.
     """
     from supermask import hub
 
     place = _place(name, revision)
-    files = package(path, name, license=license)
+    files = package(path, name, license=license, with_onnx=with_onnx)
     return hub.push(files, place, private=private, create_pr=create_pr, tag=tag, message=message or MESSAGE)

@@ -460,6 +460,7 @@ def test_the_surface_of_the_command_line() -> None:
             "--private",
             "--revision",
             "--tag",
+            "--with-onnx",
         ],
         "import": ["--arch", "--data", "--json", "--k", "--output", "--set", "--strategy"],
         "strategies": ["--json"],

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from supermask import ConflictError, HubError, store
 from supermask import artifact as artifacts
@@ -18,6 +19,7 @@ from tests import commands
 from tests.commands import run_here
 from tests.hub_server import HubServer
 from tests.hub_store import Commit, Repo
+from tests.subnetworks import run as onnx_outputs
 from tests.test_artifact import alter_tensors, make_artifact
 
 # What the client does inside when it uploads, which its own library of requests would have otherwise.
@@ -353,3 +355,13 @@ def test_an_upload_that_breaks_leaves_the_repository_as_it_was(
     fault.times = 0
     assert run_here(capsys, "push", net, "ada/net")[0] == 0
     assert store.read("ada/net").config.seed == 8
+
+
+def test_an_onnx_file_is_added_to_what_is_there_and_gives_the_networks_logits(hub: HubServer, net: str) -> None:
+    store.push(net, "ada/net")
+    pushed = store.push(net, "ada/net", with_onnx=True)
+    assert pushed.files == ["model.onnx"]
+    assert store.push(net, "ada/net", with_onnx=True).files == []
+    pictures = torch.rand(3, 2, 2, 2)
+    logits = onnx_outputs(hub.repos["ada/net"].head.files["model.onnx"], pictures.numpy())
+    torch.testing.assert_close(torch.from_numpy(logits), store.load("ada/net")(pictures), rtol=1e-5, atol=1e-6)

@@ -72,6 +72,7 @@ def push(  # noqa: PLR0913, PLR0917 - one parameter for each flag
     tag: Annotated[str | None, typer.Option(help="Name the commit so.")] = None,
     message: Annotated[str | None, typer.Option(help="Of the commit.", show_default="what was found")] = None,
     license: Annotated[str, typer.Option(help="For the card: an identifier the Hub knows.")] = "apache-2.0",
+    with_onnx: Annotated[bool, typer.Option("--with-onnx", help="Add model.onnx, for ONNX Runtime.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List files and sizes; push nothing.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -81,7 +82,7 @@ def push(  # noqa: PLR0913, PLR0917 - one parameter for each flag
     from supermask import store
 
     if dry_run:
-        files = store.package(path, name, license=license)
+        files = store.package(path, name, license=license, with_onnx=with_onnx)
         if as_json:
             print_json({"files": {file: len(content) for file, content in files.items()}, "pushed": False})
         else:
@@ -96,6 +97,7 @@ def push(  # noqa: PLR0913, PLR0917 - one parameter for each flag
         tag=tag,
         message=message,
         license=license,
+        with_onnx=with_onnx,
     )
     if as_json:
         print_json({"url": pushed.url, "commit": pushed.commit, "files": pushed.files})
