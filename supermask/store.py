@@ -152,7 +152,7 @@ def _as_onnx(artifact: Artifact) -> bytes:
         return export_onnx(artifact, Path(folder) / ONNX).path.read_bytes()
 
 
-def push(
+def push(  # noqa: PLR0913 - all but two are keywords, one for each flag
     path: Path | str,
     name: str,
     *,
