@@ -466,6 +466,7 @@ def test_the_surface_of_the_command_line() -> None:
         "strategies": ["--json"],
         "zoo": ["--hub", "--json"],
         "recipes": ["--json"],
+        "bench": ["--device", "--into", "--json", "--small"],
     }
 
 

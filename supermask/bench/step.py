@@ -5,73 +5,138 @@ All of them are steps of the one trainer, in its precision and memory format, on
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from supermask import masking, registry
-from supermask.bench.timing import Action, Measurement, compare
-from supermask.config import make_strategy, resolve
+from supermask.bench import memory
+from supermask.bench.report import Report, megabytes, of_measurements
+from supermask.bench.timing import Action, Measurement, compare, exponent
+from supermask.config import WeightsConfig, make_strategy, resolve
 from supermask.data import EvaluationBatches, Share, TrainingBatches, View
 from supermask.datasets import Dataset
 from supermask.select import kept_count
 from supermask.strategy import Masker, Strategy
 from supermask.trainer import Trainer
 
-# (architecture, pixels, classes, batch, rounds)
-NETWORKS = [
-    ("conv4", 32, 10, 128, 31),
-    ("resnet18-cifar", 32, 10, 128, 11),
-    ("resnet50", 224, 1000, 16, 11),
-]
-SMALL_NETWORKS = [("conv2", 8, 10, 16, 3)]
+CPU = torch.device("cpu")
 
 
-def step(small: bool, device: torch.device | None = None) -> list[Measurement]:
-    """Seconds of one step for conv4 and resnet18-cifar at batch 128 and resnet50 at batch 16; conv2 if `small`."""
-    device = device or torch.device("cpu")
-    rows = []
-    for arch, pixels, classes, batch, rounds in SMALL_NETWORKS if small else NETWORKS:
+class Network(NamedTuple):
+    """An architecture at work on noise: pictures of `pixels`, `batch` of them a step, timed for `rounds` rounds."""
 
-        def taken(
-            strategy: Strategy | str,
-            precision: str = "auto",
-            of: tuple[str, int, int, int] = (arch, pixels, classes, batch),
-        ) -> Action:
-            return _step(*of, strategy, precision, device)
+    arch: str
+    pixels: int
+    classes: int
+    batch: int
+    rounds: int
+    args: Mapping[str, float] = {}
 
+    @property
+    def module(self) -> nn.Module:
+        """A new one."""
+        args = {"in_channels": 3, "image_size": self.pixels, "num_classes": self.classes}
+        return registry.build(self.arch, {**args, **self.args})
+
+    @property
+    def n(self) -> int:
+        """Its weights."""
+        return sum(layer.n for layer in masking.plan(self.module, WeightsConfig()))
+
+
+CONV4 = Network("conv4", 32, 10, 128, 31)
+NETWORKS = [CONV4, Network("resnet18-cifar", 32, 10, 128, 11), Network("resnet50", 224, 1000, 16, 11)]
+# At a batch that lets the weights weigh.
+WIDTHS = [Network("conv4", 32, 10, 32, 9, {"width": width}) for width in (0.5, 1.0, 2.0, 4.0)]
+SMALL_NETWORKS = [Network("conv2", 8, 10, 16, 3)]
+SMALL_WIDTHS = [Network("conv2", 8, 10, 16, 3, {"width": width}) for width in (0.5, 1.0)]
+
+# Memory of three steps, imports and all.
+PEAK = """
+import sys
+from supermask.bench.memory import peak
+from supermask.bench.step import Network, of_network
+arch, *numbers, way = sys.argv[1:]
+take = of_network(Network(arch, *map(int, numbers)), way)
+for _ in range(3):
+    take()
+print(peak())
+"""
+
+
+def step(small: bool, device: torch.device) -> Report:
+    """Seconds of one step for conv4 and resnet18-cifar at batch 128 and resnet50 at batch 16; conv2 if `small`.
+
+    Algorithm 1 is the paper's, written from its text: a full sort of every layer's scores in every pass. In float32 it
+    is what the papers' public code computes.
+    """
+    rows: list[Measurement] = []
+    for network in SMALL_NETWORKS if small else NETWORKS:
         ways = {
-            "dense": taken("dense"),
-            "edge-popup": taken("edge-popup"),
-            "Algorithm 1": taken(AlgorithmOne()),
-            "Algorithm 1 in float32": taken(AlgorithmOne(), "float32"),
+            "dense": of_network(network, "dense", device),
+            "edge-popup": of_network(network, "edge-popup", device),
+            "Algorithm 1": of_network(network, AlgorithmOne(), device),
+            "Algorithm 1 in float32": of_network(network, AlgorithmOne(), device, "float32"),
         }
-        rows += compare(f"{arch}, {pixels} pixels, batch {batch}", ways, rounds, device)
-    return rows
+        what = f"{network.arch}, {network.pixels} pixels, batch {network.batch}"
+        rows += compare(what, ways, network.rounds, device)
+    widths, grown = SMALL_WIDTHS if small else WIDTHS, []
+    for network in widths:
+        ways = {way: of_network(network, way, device) for way in ("dense", "edge-popup")}
+        what = f"{network.arch} x {network.args['width']:g} ({network.n / 1e6:.1f} M weights), batch {network.batch}"
+        grown += compare(what, ways, network.rounds, device)
+    notes = [_growth(way, widths, grown) for way in ("dense", "edge-popup")]
+    if device.type == "cpu":
+        notes.append(_peak(SMALL_NETWORKS[0] if small else CONV4))
+    return of_measurements(rows + grown, notes)
 
 
-def _step(
-    arch: str, pixels: int, classes: int, batch: int, strategy: Strategy | str, precision: str, device: torch.device
+def _growth(way: str, networks: Sequence[Network], rows: Sequence[Measurement]) -> str:
+    power = exponent([network.n for network in networks], [row.seconds for row in rows if row.way == way])
+    return f"Over the widths, seconds of {way} grow as the number of weights to the power of {power:.2f}."
+
+
+def _peak(network: Network) -> str:
+    peaks = {}
+    for way in ("dense", "edge-popup"):
+        words = [network.arch, *map(str, (network.pixels, network.classes, network.batch, network.rounds)), way]
+        peaks[way] = memory.of(PEAK, *words)
+    more = peaks["edge-popup"] - peaks["dense"]
+    return (
+        f"Peak memory of a process that takes three steps of {network.arch} at batch {network.batch}: "
+        f"{megabytes(peaks['dense'])} dense, {megabytes(more)} more for edge-popup. A float for each weight is "
+        f"{megabytes(4 * network.n)}."
+    )
+
+
+def of_network(
+    network: Network, strategy: Strategy | str, device: torch.device = CPU, precision: str = "auto"
 ) -> Action:
+    """One step of a search, to be called as often as one likes."""
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(256, (batch, 3, pixels, pixels), generator=generator, dtype=torch.uint8)
-    labels = torch.randint(classes, (batch,), generator=generator)
-    dataset = Dataset.from_arrays("noise", [str(i) for i in range(classes)], (images, labels), (images, labels))
+    shape = (network.batch, 3, network.pixels, network.pixels)
+    images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    labels = torch.randint(network.classes, (network.batch,), generator=generator)
+    classes = [str(label) for label in range(network.classes)]
+    dataset = Dataset.from_arrays("noise", classes, (images, labels), (images, labels))
     named = strategy if isinstance(strategy, str) else "edge-popup"
-    settings: dict[str, Any] = {"batch_size": batch, "precision": precision, "strategy": {"name": named}}
+    settings: dict[str, Any] = {"batch_size": network.batch, "precision": precision, "strategy": {"name": named}}
     config = resolve(settings)
     if isinstance(strategy, str):
         strategy = make_strategy(strategy, {})
-    model = registry.build(arch, {"in_channels": 3, "image_size": pixels, "num_classes": classes})
+    model = network.module
     layers = masking.plan(model, config.weights, strategy.density)
     masking.draw_weights(model, layers, config.seed)
     maskers = masking.attach(model, layers, strategy, config.seed)
-    view = View(pixels, dataset.mean, dataset.std, device)
+    view = View(network.pixels, dataset.mean, dataset.std, device)
     batches = TrainingBatches(
-        dataset.train, view, batch_size=batch, accumulate=1, augment="none", seed=config.seed, share=Share()
+        dataset.train, view, batch_size=network.batch, accumulate=1, augment="none", seed=config.seed, share=Share()
     )
-    trainer = Trainer(config, model.to(device), maskers, batches, EvaluationBatches(dataset.test, view, batch), Share())
+    evaluation = EvaluationBatches(dataset.test, view, network.batch)
+    trainer = Trainer(config, model.to(device), maskers, batches, evaluation, Share())
     trainer.network.train()
     passes = next(iter(batches.epoch(0)))
     return lambda: trainer.one_step(passes)

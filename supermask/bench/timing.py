@@ -6,8 +6,8 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,6 @@ class Measurement:
     spread: float
     ratio: float
     rounds: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def compare(
@@ -96,6 +92,11 @@ def _settle(device: torch.device | None) -> None:
 def _interquartile_range(values: list[float]) -> float:
     quarters = statistics.quantiles(values, n=4)
     return quarters[2] - quarters[0]
+
+
+def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
+    """The p for which seconds grow as sizes to the power of p: the slope of a line through their logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
 
 
 def machine(device: torch.device | None = None) -> dict[str, Any]:

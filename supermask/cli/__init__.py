@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from supermask.cli import artifact, export, hub, listing, predict, search
+from supermask.cli import artifact, bench, export, hub, listing, predict, search
 from supermask.cli.interrupt import CtrlC, raise_ctrl_c
 from supermask.errors import Interrupted, SupermaskError
 
@@ -20,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (search, artifact, export, predict, hub, listing):
+for module in (search, artifact, export, predict, hub, listing, bench):
     module.register(app)
 
 
