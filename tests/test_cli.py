@@ -16,17 +16,9 @@ import pytest
 import typer
 from PIL import Image
 
-from supermask.cli import app, main
+from supermask.cli import app
 from tests.commands import QUICK, kept, started, supermask, wait_until
-
-
-def run(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    """`supermask ARGS` in this process."""
-    with pytest.raises(SystemExit) as exit_:
-        main(args)
-    out, err = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, out, err
+from tests.commands import run_here as run
 
 
 @pytest.fixture(scope="module")

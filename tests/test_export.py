@@ -15,47 +15,33 @@ import torch
 
 import supermask as library
 from supermask import artifact as artifacts
-from supermask.cli import main
-from tests.commands import QUICK, started, stopped, supermask, wait_until
+from tests.commands import run_here, started, stopped, supermask, wait_until
 from tests.subnetworks import of_architecture, run
 
 
 def export(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
     """`supermask export ARGS` in this process."""
-    with pytest.raises(SystemExit) as exit_:
-        main(["export", *args])
-    out, err = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, out, err
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on the handwritten digits."""
-    folder = tmp_path_factory.mktemp("run")
-    done = supermask("search", *QUICK, "--run-dir", "run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
+    return run_here(capsys, "export", *args)
 
 
 def test_the_latest_run_becomes_a_small_file_checked_on_its_own_test_pictures(
-    capsys: pytest.CaptureFixture[str], digits: Path
+    capsys: pytest.CaptureFixture[str], found: Path
 ) -> None:
     Path("runs").mkdir()
-    Path("runs/latest").symlink_to(digits)
+    Path("runs/latest").symlink_to(found)
     status, out, err = export(capsys, "--onnx")
     assert (status, err) == (0, "")
     for words in ("model.onnx", "bits a weight", "1.5 MB", "mask bits", "float32 [N, 1, 8, 8]", "36 of 36 pictures"):
         assert words in out
     pictures = torch.randn(5, 1, 8, 8)
-    expected = library.load(digits)(pictures).numpy()
+    expected = library.load(found)(pictures).numpy()
     np.testing.assert_allclose(run("model.onnx", pictures.numpy()), expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_json_says_what_was_written(capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+def test_json_says_what_was_written(capsys: pytest.CaptureFixture[str], found: Path) -> None:
     status, out, _ = export(
         capsys,
-        str(digits),
+        str(found),
         "--onnx",
         "--weights",
         "ternary",
@@ -82,16 +68,16 @@ def test_json_says_what_was_written(capsys: pytest.CaptureFixture[str], digits: 
     }
 
 
-def test_raw_test_pictures_get_the_accuracy_of_the_artifact(capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+def test_raw_test_pictures_get_the_accuracy_of_the_artifact(capsys: pytest.CaptureFixture[str], found: Path) -> None:
     from supermask.datasets import Pictures, Request
     from supermask.datasets import digits as open_digits
 
-    assert export(capsys, str(digits), "--onnx", "--input", "uint8")[0] == 0
+    assert export(capsys, str(found), "--onnx", "--input", "uint8")[0] == 0
     test = open_digits(Request()).test
     assert isinstance(test, Pictures)
     classes = run("model.onnx", test.images.permute(0, 2, 3, 1).contiguous().numpy()).argmax(1)
     accuracy = float((classes == test.labels.numpy()).mean())
-    assert accuracy == json.loads((digits / "artifact" / "config.json").read_text())["metrics"]["test_accuracy"]
+    assert accuracy == json.loads((found / "artifact" / "config.json").read_text())["metrics"]["test_accuracy"]
 
 
 def test_without_its_data_set_random_pictures_do_and_a_line_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,8 +100,8 @@ def test_a_data_set_is_never_downloaded_for_the_check(capsys: pytest.CaptureFixt
     assert err == "checking on random pictures alone: mnist is not in data/MNIST/raw\n"
 
 
-def test_in_a_hurry_nothing_is_checked(capsys: pytest.CaptureFixture[str], digits: Path) -> None:
-    status, out, err = export(capsys, str(digits), "--onnx", "--no-check", "--output", "quick.onnx")
+def test_in_a_hurry_nothing_is_checked(capsys: pytest.CaptureFixture[str], found: Path) -> None:
+    status, out, err = export(capsys, str(found), "--onnx", "--no-check", "--output", "quick.onnx")
     assert (status, err) == (0, "")
     assert "not checked" in out
     ort.InferenceSession("quick.onnx", providers=["CPUExecutionProvider"])
@@ -132,11 +118,11 @@ def test_in_a_hurry_nothing_is_checked(capsys: pytest.CaptureFixture[str], digit
     ],
 )
 def test_bad_input_is_one_line(
-    capsys: pytest.CaptureFixture[str], digits: Path, args: list[str], status: int, words: list[str]
+    capsys: pytest.CaptureFixture[str], found: Path, args: list[str], status: int, words: list[str]
 ) -> None:
-    found, out, err = export(capsys, str(digits), *args)
+    code, out, err = export(capsys, str(found), *args)
     (line,) = err.splitlines()
-    assert (found, out) == (status, "")
+    assert (code, out) == (status, "")
     for word in words:
         assert word in line
 

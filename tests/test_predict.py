@@ -25,7 +25,6 @@ from supermask import artifact as artifacts
 from supermask import folder as folders
 from supermask import registry
 from supermask.artifact import Artifact
-from supermask.cli import main
 from supermask.data import EvaluationBatches, View
 from supermask.datasets import Dataset, Pictures
 from supermask.errors import UsageError
@@ -34,19 +33,11 @@ from supermask.manifest import ArchEntry
 from supermask.network import load_into
 from supermask.onnx.run import of_artifact
 from supermask.predict import AT_ONCE, Picture, Prediction, find, predict
-from tests.commands import QUICK, supermask
+from tests.commands import run_here as command
+from tests.commands import supermask
 from tests.subnetworks import of_architecture, subnetwork
 
 Probabilities = npt.NDArray[np.float64]
-
-
-def command(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str, str]:
-    """`supermask ARGS` in this process."""
-    with pytest.raises(SystemExit) as exit_:
-        main(args)
-    out, err = capsys.readouterr()
-    assert isinstance(exit_.value.code, int)
-    return exit_.value.code, out, err
 
 
 def stream_of(content: bytes) -> io.TextIOWrapper:
@@ -84,19 +75,10 @@ def ours(out: str, labels: Sequence[str]) -> Probabilities:
 
 
 @pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on the handwritten digits."""
-    folder = tmp_path_factory.mktemp("digits")
-    done = supermask("search", *QUICK, "--run-dir", "run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def model(digits: Path) -> Path:
+def model(found: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same as a file."""
-    path = digits.parent / "model.onnx"
-    library.export_onnx(library.read(digits), path)
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    library.export_onnx(library.read(found), path)
     return path
 
 
@@ -130,19 +112,19 @@ def digit(pictures: Path, place: int = 0) -> Path:
     ids=str,
 )
 def test_every_test_digit_gets_the_probabilities_of_torchs_evaluation(
-    capsys: pytest.CaptureFixture[str], digits: Path, pictures: Path, exported: dict[str, Any] | None
+    capsys: pytest.CaptureFixture[str], found: Path, pictures: Path, exported: dict[str, Any] | None
 ) -> None:
-    artifact, network = library.read(digits), str(digits)
+    artifact, network = library.read(found), str(found)
     if exported is not None:
         library.export_onnx(artifact, "model.onnx", **exported)
         network = "model.onnx"
     status, out, err = command(capsys, "predict", network, str(pictures), "--top", "10", "--json")
     assert (status, err) == (0, "")
-    expected = torchs(library.load(digits), artifact, registry.open_dataset("digits"))
-    found = ours(out, artifact.config.labels)
-    assert found.shape == (359, 10)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert (found.argmax(1) == expected.argmax(1)).all()
+    expected = torchs(library.load(found), artifact, registry.open_dataset("digits"))
+    probabilities = ours(out, artifact.config.labels)
+    assert probabilities.shape == (359, 10)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    assert (probabilities.argmax(1) == expected.argmax(1)).all()
 
 
 def test_small_pictures_are_enlarged_as_a_data_sets_are(capsys: pytest.CaptureFixture[str], pictures: Path) -> None:
@@ -212,8 +194,8 @@ def test_a_network_that_takes_raw_pictures_sees_the_same_squares(capsys: pytest.
     np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
 
 
-def test_many_pictures_come_in_order_and_few_are_held_at_once(digits: Path, pictures: Path) -> None:
-    runtime = of_artifact(library.read(digits), "cpu")
+def test_many_pictures_come_in_order_and_few_are_held_at_once(found: Path, pictures: Path) -> None:
+    runtime = of_artifact(library.read(found), "cpu")
     sizes: list[int] = []
 
     class Counting:
@@ -225,8 +207,8 @@ def test_many_pictures_come_in_order_and_few_are_held_at_once(digits: Path, pict
             return runtime.session.run(outputs, given)
 
     sources = list(find([str(pictures)], io.BytesIO()))
-    found = list(predict(replace(runtime, session=Counting()), sources, top=1))
-    assert [each.picture for each in found if isinstance(each, Prediction)] == sorted(map(str, pictures.iterdir()))
+    told = list(predict(replace(runtime, session=Counting()), sources, top=1))
+    assert [each.picture for each in told if isinstance(each, Prediction)] == sorted(map(str, pictures.iterdir()))
     assert (max(sizes), sum(sizes)) == (AT_ONCE, 359)
 
 
@@ -497,10 +479,10 @@ def test_a_network_that_takes_neither_grey_nor_rgb_is_refused(
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("args", [["predict", "model.onnx", "digit.png"], ["eval", "run", "--backend", "onnx"]])
 def test_cuda_that_is_not_there_is_one_line_and_auto_is_silent(
-    capfd: pytest.CaptureFixture[str], digits: Path, model: Path, pictures: Path, args: list[str]
+    capfd: pytest.CaptureFixture[str], found: Path, model: Path, pictures: Path, args: list[str]
 ) -> None:
     """Silent below Python too, where ONNX Runtime has its own log."""
-    Path("run").symlink_to(digits)
+    Path("run").symlink_to(found)
     Path("model.onnx").symlink_to(model)
     Path("digit.png").symlink_to(digit(pictures))
     status, out, err = command(capfd, *args, "--device", "cuda")
@@ -512,11 +494,11 @@ def test_cuda_that_is_not_there_is_one_line_and_auto_is_silent(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_cuda_gives_the_probabilities_of_the_cpu(
-    capsys: pytest.CaptureFixture[str], digits: Path, pictures: Path
+    capsys: pytest.CaptureFixture[str], found: Path, pictures: Path
 ) -> None:
     answers = []
     for device in ("cpu", "cuda"):
-        _, out, _ = command(capsys, "predict", str(digits), str(pictures), "--top", "10", "--json", "--device", device)
+        _, out, _ = command(capsys, "predict", str(found), str(pictures), "--top", "10", "--json", "--device", device)
         answers.append(ours(out, [str(i) for i in range(10)]))
     np.testing.assert_allclose(answers[0], answers[1], atol=1e-5)
 
@@ -533,10 +515,10 @@ def test_a_device_that_onnx_runtime_does_not_know_here_is_refused(
 # Evaluation.
 
 
-def test_both_backends_measure_the_same_accuracy(capsys: pytest.CaptureFixture[str], digits: Path) -> None:
+def test_both_backends_measure_the_same_accuracy(capsys: pytest.CaptureFixture[str], found: Path) -> None:
     scores = []
     for backend in ("torch", "onnx"):
-        status, out, _ = command(capsys, "eval", str(digits), "--backend", backend, "--batch-size", "100", "--json")
+        status, out, _ = command(capsys, "eval", str(found), "--backend", backend, "--batch-size", "100", "--json")
         assert status == 0
         scores.append(json.loads(out))
     assert scores[1] == {**scores[0], "loss": pytest.approx(scores[0]["loss"], rel=1e-5)}
@@ -558,8 +540,8 @@ def test_both_backends_agree_on_the_whole_test_set_of_mnist(
     assert scores[1]["pictures"] == 10_000
 
 
-def test_a_backend_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str], digits: Path) -> None:
-    status, _, err = command(capsys, "eval", str(digits), "--backend", "onx")
+def test_a_backend_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str], found: Path) -> None:
+    status, _, err = command(capsys, "eval", str(found), "--backend", "onx")
     assert (status, err) == (2, "error: --backend onx: did you mean 'onnx'?\n")
 
 
