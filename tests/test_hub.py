@@ -342,16 +342,19 @@ class TestFailure:
         (line,) = err.splitlines()
         assert line.startswith("error: ada/other: the Hub does not answer")
 
-    def test_a_full_disk_is_one_line_and_space_mends_it(self, hub: HubServer) -> None:
+    def test_a_full_disk_is_one_line_and_space_mends_it(
+        self, hub: HubServer, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         hub.add_repo("ada/net", FILES)
-
-        def small_disk() -> None:
-            # No file may grow beyond 1 kB: config.json is larger.
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-
-        done = commands.supermask("pull", "ada/net", preexec_fn=small_disk)
-        assert (done.returncode, done.stdout) == (1, "")
-        (line,) = done.stderr.splitlines()
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        # No file may grow beyond 1 kB: config.json is larger.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            status, out, err = run_here(capsys, "pull", "ada/net")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert (status, out) == (1, "")
+        (line,) = err.splitlines()
         assert line.startswith("error: ada/net: cannot write ")
         assert "HF_HOME" in line
         assert contents(store.pull("ada/net")) == FILES
