@@ -273,6 +273,14 @@ def test_top_1_and_top_5_are_counted_right() -> None:
     assert scores.loss == pytest.approx(float(F.cross_entropy(logits, dataset.test.labels)))
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_is_watched_in_the_precision_that_it_is_trained_in(precision: str) -> None:
+    model, seen = two_layers(), set()
+    model.register_forward_hook(lambda module, args, logits: seen.add((module.training, logits.dtype)))
+    trained(model, **{**SMALL, "epochs": 1, "precision": precision})
+    assert seen == {(training, getattr(torch, precision)) for training in (True, False)}
+
+
 def test_batch_norm_statistics_belong_to_the_result(tmp_path: Path) -> None:
     result = supermask.search("resnet18-cifar", stripes(24), **{**SMALL, "epochs": 1, "batch_size": 8})
     supermask.save(result, tmp_path)
