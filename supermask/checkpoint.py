@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -15,14 +16,54 @@ from supermask.files import write_atomically
 Checkpoint = dict[str, Any]
 
 
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Replace the checkpoint at `path`.
+class Writer:
+    """Writes checkpoints while training goes on, one at a time; none is under way when its context ends."""
 
-    Raises:
-        StorageError: it cannot be written; the one before is intact.
-    """
-    buffer = io.BytesIO()
-    torch.save(checkpoint, buffer)
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.thread.shutdown()
+
+    def save(self, path: Path, checkpoint: Checkpoint) -> None:
+        """Take the checkpoint as it is now; begin to replace the one at `path` once no write is under way.
+
+        Raises:
+            StorageError: the one before could not be written.
+        """
+        self.wait()
+        # The serialised form is the snapshot: it takes no longer than a copy of the tensors (2.4 M weights and their
+        # momentum: 9 ms against 18 ms; writing it through to the disk: 28 ms), and one copy less of memory.
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        self.pending = self.thread.submit(_write, path, buffer)
+
+    def busy(self) -> bool:
+        """Whether a write is under way.
+
+        Raises:
+            StorageError: it has failed.
+        """
+        if self.pending is not None and self.pending.done():
+            self.wait()
+        return self.pending is not None
+
+    def wait(self) -> None:
+        """Return when everything saved is on the disk.
+
+        Raises:
+            StorageError: it cannot be written; the checkpoint before is intact.
+        """
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+
+def _write(path: Path, buffer: io.BytesIO) -> None:
     try:
         write_atomically(path, buffer.getbuffer())
     except OSError as error:

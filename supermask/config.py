@@ -109,7 +109,7 @@ class SearchConfig(_Table):
     keep: Annotated[Literal["last", "best"], Field(description="the epoch kept; best needs data.validation")] = "last"
     device: Annotated[str, AfterValidator(_known_device)] = "auto"
     checkpoint_seconds: Annotated[
-        float, Field(ge=0, allow_inf_nan=False, description="a checkpoint at the latest after so long")
+        float, Field(ge=0, allow_inf_nan=False, description="between checkpoints; a slower disk takes longer")
     ] = 60.0
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Field(description="of activations")] = "auto"
     arch: ArchConfig = ArchConfig()

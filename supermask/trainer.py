@@ -90,6 +90,7 @@ class Trainer:
         self.sums = torch.zeros(2, device=self.device)
         self.best: dict[str, Any] = {"accuracy": -1.0, "epoch": None, "state": None}
         self.saved_at = time.monotonic()
+        self.writer = checkpoint.Writer()
 
     def _for_all_processes(self) -> nn.Module:
         if self.share.world_size == 1 or not self.trained:
@@ -106,9 +107,10 @@ class Trainer:
             NonFiniteLossError: the loss is NaN or infinite; the last good checkpoint is kept.
             StorageError: the run folder cannot be written.
         """
-        with _polite_stop() as wish, torch.random.fork_rng(devices=_generators(self.device)):
+        with _polite_stop() as wish, torch.random.fork_rng(devices=_generators(self.device)), self.writer:
             while self.epoch < self.config.epochs:
                 self._one_epoch(wish)
+            self.writer.wait()
         if self.config.keep == "best" and self.best["state"] is not None:
             self._load_state(self.best["state"])
 
@@ -167,6 +169,7 @@ class Trainer:
             return
         what = "what is trained became NaN or infinite" if math.isfinite(loss) else f"the loss became {loss}"
         when = f"in epoch {self.epoch + 1}, step {self.step}"
+        self.writer.wait()
         kept = f"; the last good checkpoint is in {self.run.path}" if self.run and self.run.checkpoint.exists() else ""
         raise NonFiniteLossError(f"{what} {when}; try a lower --lr than {self.config.optimizer.lr}{kept}")
 
@@ -201,11 +204,14 @@ class Trainer:
             self.save()
 
     def _stop_or_save(self, wish: Wish) -> None:
-        due = time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
+        # A disk that is slower than that decides how often, and training goes on. The first process alone writes.
+        free = self.share.rank == 0 and not self.writer.busy()
+        due = free and time.monotonic() - self.saved_at >= self.config.checkpoint_seconds
         stop, due = self._agreed(wish.stop, due)
         if stop or due:
             self.save()
         if stop:
+            self.writer.wait()
             where = f"; continue with: supermask search --resume --run-dir {self.run.path}" if self.run else ""
             raise Interrupted(
                 f"stopped in epoch {self.epoch + 1} after step {self.step} of {self.batches.steps}{where}"
@@ -220,7 +226,10 @@ class Trainer:
         return [bool(votes) for votes in distributed.summed(torch.tensor(wishes, device=self.device).int()).tolist()]
 
     def save(self) -> None:
-        """Write the checkpoint, if there is a run folder and what it would keep is finite; all processes take part."""
+        """Begin to write the checkpoint, if there is a run folder and what it would keep is finite.
+
+        All processes take part.
+        """
         self.saved_at = time.monotonic()
         sums = distributed.summed(self.sums.clone())
         if self.run is None or self.share.rank != 0:
@@ -236,7 +245,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict() if self.optimizer is not None else None,
             "best": self.best,
         }
-        checkpoint.save(self.run.checkpoint, content)
+        self.writer.save(self.run.checkpoint, content)
 
     def restore(self, content: checkpoint.Checkpoint) -> None:
         """Stand where the checkpoint stood.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import resource
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -33,6 +35,37 @@ def test_resume_after_kill_ends_with_the_same_mask(uninterrupted: Path, tmp_path
     done = supermask("search", "--resume", "--run-dir", str(run))
     assert done.returncode == 0, (moment, stood["epoch"], stood["step"], done.stderr)
     assert kept(run) == kept(uninterrupted), (moment, stood["epoch"], stood["step"])
+    assert records(run) == records(uninterrupted)
+
+
+# A search whose process dies with half of its second checkpoint on the disk: nothing else that it writes exceeds 1 MB.
+DIES_WRITING = """
+import os, signal, sys
+from supermask.cli import main
+
+fsync, checkpoints = os.fsync, []
+
+def fails(file):
+    size = os.fstat(file).st_size
+    checkpoints.extend([size] * (size > 10**6))
+    if len(checkpoints) == 2:
+        os.ftruncate(file, size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+    fsync(file)
+
+os.fsync = fails
+main(sys.argv[1:])
+"""
+
+
+def test_a_kill_during_a_write_leaves_the_checkpoint_before(uninterrupted: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-c", DIES_WRITING, "search", *QUICK, "--run-dir", str(run)]
+    assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["epoch"] == 0
+    done = supermask("search", "--resume", "--run-dir", str(run))
+    assert done.returncode == 0, done.stderr
+    assert kept(run) == kept(uninterrupted)
     assert records(run) == records(uninterrupted)
 
 

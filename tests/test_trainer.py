@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import supermask
-from supermask import Dataset, NonFiniteLossError, UsageError, masking
+from supermask import Dataset, NonFiniteLossError, StorageError, UsageError, masking
+from supermask.api import execute
 from supermask.config import ScheduleConfig, SearchConfig, make_strategy, resolve
 from supermask.data import EvaluationBatches, Share, TrainingBatches, View
 from supermask.evaluate import evaluate, evaluate_artifact
 from supermask.randomness import generator
-from supermask.trainer import Trainer, learning_rate_factor
+from supermask.run import create
+from supermask.trainer import Progress, Trainer, learning_rate_factor
 from supermask_strategies import Dense, EdgePopup
 
 CPU = torch.device("cpu")
@@ -184,6 +189,46 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(tmp_
         assert all(torch.isfinite(value).all() for value in state.values())
 
 
+def test_training_goes_on_while_a_slow_disk_takes_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = create(resolve({**SMALL, "arch": {"name": "fc"}, "epochs": 4, "checkpoint_seconds": 0.0}), tmp_path / "run")
+    writing, disk = threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def slow(file: int) -> None:
+        writing.set()
+        assert disk.wait(60), "training waits for the disk"
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    meanwhile = 0
+
+    def report(progress: Progress) -> None:
+        nonlocal meanwhile
+        if progress.epoch < 2:
+            meanwhile += writing.is_set()
+            assert not run.checkpoint.exists()
+        else:
+            disk.set()
+
+    execute(run.config(), dataset=stripes(), open_run=lambda config: run, report=report)
+    assert meanwhile >= 2
+    assert torch.load(run.checkpoint, weights_only=True)["epoch"] == 4
+
+
+def test_a_search_whose_last_checkpoint_cannot_be_written_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create(resolve({**SMALL, "arch": {"name": "fc"}}), tmp_path / "run")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match=r"checkpoint\.pt: No space left on device; .* --resume"):
+        execute(run.config(), dataset=stripes(), open_run=lambda config: run)
+    assert sorted(path.name for path in run.path.iterdir()) == ["config.toml", "environment.json", "metrics.jsonl"]
+
+
 def test_nothing_is_selected_on_the_test_set() -> None:
     with pytest.raises(UsageError, match=r"data\.validation"):
         resolve({"keep": "best"})
@@ -226,6 +271,14 @@ def test_top_1_and_top_5_are_counted_right() -> None:
     assert scores.top1 == int((ranks == 0).sum()) / 96
     assert scores.top5 == int((ranks < 5).sum()) / 96
     assert scores.loss == pytest.approx(float(F.cross_entropy(logits, dataset.test.labels)))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_is_watched_in_the_precision_that_it_is_trained_in(precision: str) -> None:
+    model, seen = two_layers(), set()
+    model.register_forward_hook(lambda module, args, logits: seen.add((module.training, logits.dtype)))
+    trained(model, **{**SMALL, "epochs": 1, "precision": precision})
+    assert seen == {(training, getattr(torch, precision)) for training in (True, False)}
 
 
 def test_batch_norm_statistics_belong_to_the_result(tmp_path: Path) -> None:
