@@ -36,7 +36,7 @@ class Writer:
             StorageError: the one before could not be written.
         """
         self.wait()
-        # The serialised form is the snapshot: a copy of the tensors would be serialised after that, and take memory too.
+        # The serialised form is the snapshot: a copy of the tensors would have to be serialised too, and take memory.
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         self.pending = self.thread.submit(_write, path, buffer)
