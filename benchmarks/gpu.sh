@@ -8,8 +8,9 @@
 # Environment:
 #     OUT             folder of the results (gpu-results); summary.json there is complete after every step
 #     SUPERMASK_DATA  folder with CIFAR-10: cifar-10-batches-py as torchvision keeps it, or cifar10-jpeg75/{train,test}
-#     WHEELS          folder of wheels to install what is missing from, in a virtual environment in OUT that sees the
-#                     machine's own packages; no network is used. Without it, the environment is taken as it is.
+#     WHEELS          folder of wheels (hatchling and editables, which build us, among them) to install what is missing
+#                     from, in a virtual environment in OUT that sees the machine's own packages; no network is used.
+#                     Without it, python is taken as it is.
 set -euo pipefail
 
 if [ $# -gt 1 ] || [ "${1:---small}" != "--small" ]; then
@@ -59,8 +60,16 @@ install() {
     . "$OUT/venv/bin/activate"
     # Isolated builds read these too. What the machine has is left as it is.
     export PIP_NO_INDEX=1 PIP_FIND_LINKS=$WHEELS PIP_DISABLE_PIP_VERSION_CHECK=1
-    pip install --quiet --no-index --find-links "$WHEELS" \
-        hypothesis numpy platformdirs pydantic pytest rfc8785 rich safetensors scikit-learn tomli-w typer
+    local needed
+    # Exports, charts and the Hub stay out of it; torch and torchvision are the machine's.
+    mapfile -t needed < <(python -c '
+import tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
+unused = ("huggingface", "import-linter", "matplotlib", "mypy", "onnx", "playwright", "pytest-cov", "ruff", "timm", "torch")
+print(*(name for name in wanted if not name.startswith(unused)), sep="\n")
+')
+    pip install --quiet --no-index --find-links "$WHEELS" "${needed[@]}"
     pip install --quiet --no-index --find-links "$WHEELS" --no-deps -e .
 }
 
