@@ -61,12 +61,12 @@ install() {
     # Isolated builds read these too. What the machine has is left as it is.
     export PIP_NO_INDEX=1 PIP_FIND_LINKS=$WHEELS PIP_DISABLE_PIP_VERSION_CHECK=1
     local needed
-    # Exports, charts and the Hub stay out of it; torch and torchvision are the machine's.
+    # Exports and the Hub stay out of it; torch and torchvision are the machine's.
     mapfile -t needed < <(python -c '
 import tomllib
 project = tomllib.load(open("pyproject.toml", "rb"))["project"]
 wanted = project["dependencies"] + project["optional-dependencies"]["dev"]
-unused = ("huggingface", "import-linter", "matplotlib", "mypy", "onnx", "playwright", "pytest-cov", "ruff", "timm", "torch")
+unused = ("huggingface", "import-linter", "mypy", "onnx", "playwright", "pytest-cov", "ruff", "timm", "torch")
 print(*(name for name in wanted if not name.startswith(unused)), sep="\n")
 ')
     pip install --quiet --no-index --find-links "$WHEELS" "${needed[@]}"
