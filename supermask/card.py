@@ -22,7 +22,6 @@ from supermask.manifest import ArtifactConfig, Values
 from supermask.network import OWN_MODULE
 from supermask.run import Record
 
-LICENSE = "apache-2.0"
 CARD, CURVE, FILTERS, ONNX = "README.md", "training.png", "filters.png", "model.onnx"
 
 # Ours -> the Hub's.

@@ -11,7 +11,6 @@ from torch import nn
 from supermask import artifact as artifacts
 from supermask.api import Result
 from supermask.artifact import Artifact
-from supermask.card import LICENSE, ONNX, describe
 from supermask.errors import ArtifactError, NotFoundError, UsageError
 from supermask.manifest import CONFIG, TENSORS
 from supermask.network import check, load_into, own_copy
@@ -20,6 +19,7 @@ from supermask.run import Run
 if TYPE_CHECKING:
     from supermask.hub import Address, Pushed
 
+LICENSE = "apache-2.0"
 MESSAGE = "Add a subnetwork found by supermask"
 
 
@@ -134,6 +134,9 @@ def package(path: Path | str, name: str, *, license: str = LICENSE, with_onnx: b
         ArtifactError: it breaks a rule of docs/format.md: what is broken is not shared.
         ExportError: the ONNX file does not compute what torch computes.
     """
+    # Draws with matplotlib, which takes its time to be imported.
+    from supermask.card import ONNX, describe
+
     repo = _place(name).repo
     folder = _folder(Path(path))
     artifact = artifacts.read(folder)
@@ -149,7 +152,7 @@ def _as_onnx(artifact: Artifact) -> bytes:
     from supermask.onnx.export import export_onnx
 
     with tempfile.TemporaryDirectory() as folder:
-        return export_onnx(artifact, Path(folder) / ONNX).path.read_bytes()
+        return export_onnx(artifact, Path(folder) / "file").path.read_bytes()
 
 
 def push(  # noqa: PLR0913 - all but two are keywords, one for each flag
