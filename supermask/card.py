@@ -184,7 +184,8 @@ def _use(config: ArtifactConfig, repo: str, with_onnx: bool) -> str:
         f"logits = model(pictures)  # float32 {shape}, normalised\n"
         "```\n\n"
         f"Pictures are scaled to 0..1, then the mean {config.input.mean} is subtracted and the result divided by "
-        f"{config.input.std}. On the command line: `supermask pull {repo}`, `supermask eval {repo}`."
+        f"{config.input.std}. On the command line: `supermask pull {repo}`"
+        + (f", `supermask eval {repo}`." if not own else ".")
         + (f" `{ONNX}` is the same network for ONNX Runtime, with or without supermask." if with_onnx else "")
     )
 

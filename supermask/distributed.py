@@ -26,6 +26,8 @@ def processes(device: torch.device) -> Iterator[Share]:
         dist.init_process_group("gloo")
     try:
         yield Share(dist.get_rank(), dist.get_world_size())
+        # Whoever leaves first closes connections that another may still be reading from.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 

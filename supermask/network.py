@@ -16,7 +16,7 @@ from supermask import registry
 from supermask.artifact import Artifact
 from supermask.config import SearchConfig
 from supermask.datasets import Dataset
-from supermask.errors import ArtifactError, UsageError
+from supermask.errors import ArtifactError, NotFoundError, UsageError
 from supermask.manifest import CONFIG, TENSORS, LayerEntry
 from supermask.randomness import derive
 
@@ -112,7 +112,8 @@ def load_into(artifact: Artifact, model: nn.Module | None = None) -> nn.Module:
         model: the module to fill, for an architecture that is not installed; by default a new one is built.
 
     Raises:
-        ArtifactError: the architecture is not installed or has other weights, or the weights' hash is wrong.
+        NotFoundError: the architecture is not installed.
+        ArtifactError: it has other weights, or the weights' hash is wrong.
     """
     if model is None:
         # First without memory, so that an artifact that lies about its size is refused before any is taken.
@@ -139,6 +140,7 @@ def check(artifact: Artifact) -> None:
     """Check what reading leaves open: the weights' hash, and the shapes, unless the module is its author's own.
 
     Raises:
+        NotFoundError: the architecture is not installed.
         ArtifactError: a rule of docs/format.md is broken.
     """
     if artifact.config.arch.name.startswith(OWN_MODULE):
@@ -151,14 +153,18 @@ def check(artifact: Artifact) -> None:
 def _build(artifact: Artifact) -> nn.Module:
     arch = artifact.config.arch
     if arch.name.startswith(OWN_MODULE):
-        raise ArtifactError(
+        raise NotFoundError(
             f"{CONFIG}: arch: {arch.name} is its author's own module, not an installed architecture: give one to "
             "supermask.load(..., model=...) in Python"
         )
     try:
+        registry.find("architectures", arch.name)
+    except UsageError as error:
+        raise NotFoundError(f"{CONFIG}: arch: {error}; if a package brings it, install that") from error
+    try:
         return registry.build(arch.name, arch.args)
     except UsageError as error:
-        raise ArtifactError(f"{CONFIG}: arch: {error}; if a package brings it, install that") from error
+        raise ArtifactError(f"{CONFIG}: arch: {error}") from error
 
 
 def check_shapes(artifact: Artifact, model: nn.Module) -> None:

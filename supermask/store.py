@@ -14,7 +14,7 @@ from supermask.artifact import Artifact
 from supermask.errors import ArtifactError, NotFoundError, UsageError
 from supermask.manifest import CONFIG, TENSORS
 from supermask.network import check, load_into, own_copy
-from supermask.run import Run
+from supermask.run import RUNS, Run
 
 if TYPE_CHECKING:
     from supermask.hub import Address, Pushed
@@ -57,8 +57,12 @@ def find(path: Path | str, *, revision: str | None = None, offline: bool = False
         from supermask import hub
 
         place = hub.address(str(path), revision)
-        if place is not None:
-            return hub.pull(place, offline=offline)
+        # Runs are named like repositories, and are ours alone.
+        if place is not None and Path(path).parts[0] != RUNS.name:
+            try:
+                return hub.pull(place, offline=offline)
+            except NotFoundError as error:
+                raise NotFoundError(f"no folder {path} here, and {error}") from error
     if revision is not None:
         raise NotFoundError(f"{path} has no revision {revision!r}: it is no user/name on the Hub")
     folder = _folder(Path(path))
@@ -85,18 +89,20 @@ def pull(name: str, *, revision: str | None = None, local_dir: Path | str | None
     Args:
         name: `user/name[@revision]`; without a revision, the main branch.
         revision: a branch, tag or commit.
-        local_dir: copy the artifact there, once it is found sound.
+        local_dir: copy the artifact there, once it is found sound: a folder that is new, empty or an artifact's.
         offline: look in the cache alone.
 
     Returns:
         The artifact's folder: `local_dir`, or the one in the Hub's cache.
 
     Raises:
-        UsageError: `name` is none.
+        UsageError: `name` is none, or `local_dir` holds something else.
         NotFoundError, HubError, IntegrityError, StorageError: as `supermask.hub.pull`.
     """
     from supermask import hub
 
+    if local_dir is not None:
+        _require_place(Path(local_dir))
     folder, artifact = hub.pull(_place(name, revision), offline=offline)
     try:
         check(artifact)
@@ -108,6 +114,18 @@ def pull(name: str, *, revision: str | None = None, local_dir: Path | str | None
     # The very bytes: what this version does not know of config.json stays in it.
     artifacts.write_files(artifact.serialized, (folder / CONFIG).read_bytes(), Path(local_dir))
     return Path(local_dir)
+
+
+def _require_place(folder: Path) -> None:
+    """Check that an artifact may be put there: nothing is there yet, or another artifact."""
+    if folder == Path() or not folder.is_dir() or not any(folder.iterdir()):
+        if folder == Path():
+            raise UsageError("no folder to copy to: name one that is new, empty or an artifact's")
+        return
+    try:
+        artifacts.read(folder)
+    except (ArtifactError, NotFoundError) as error:
+        raise UsageError(f"{folder} holds files that are no artifact; name another folder") from error
 
 
 def _place(name: str, revision: str | None = None) -> Address:

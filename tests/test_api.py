@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import supermask
-from supermask import ArtifactError, UsageError, masking
+from supermask import ArtifactError, NotFoundError, UsageError, masking
 from supermask.config import WEIGHT_DISTRIBUTIONS, WeightDistribution, WeightsConfig
 from supermask.data import View
 from supermask.draw import draw
@@ -86,7 +86,7 @@ def test_any_module_can_be_searched_and_keeps_working(tmp_path: Path) -> None:
 def test_an_artifact_of_an_unknown_module_asks_for_the_module(tmp_path: Path) -> None:
     result = supermask.search(Unusual(), stripes(), **{**SMALL, "epochs": 1})
     supermask.save(result, tmp_path)
-    with pytest.raises(ArtifactError, match="module:Unusual"):
+    with pytest.raises(NotFoundError, match="module:Unusual"):
         supermask.load(tmp_path)
     with pytest.raises(ArtifactError, match="no such weight"):
         supermask.load(tmp_path, nn.Linear(2, 2))

@@ -270,7 +270,6 @@ BAD_CONFIGS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a layer that the architecture lacks": (layer_with(name="9.weight"), "mask/1.weight: no layer asks for it"),
     "layers in another order": (lambda c: c["layers"].reverse(), "order"),
     "a missing layer": (lambda c: c["layers"].pop(0), "mask/1.weight: no layer asks for it"),
-    "an architecture that is not installed": (lambda c: c["arch"].update(name="evil"), "arch: unknown architecture"),
     "arguments that it does not take": (lambda c: c["arch"]["args"].update(x=1), "arch: "),
     "other widths": (lambda c: c["arch"]["args"].update(widths=[6]), "layer 1.weight: fc has [6, 8], not [5, 8]"),
     "too few means": (lambda c: c["input"].update(mean=[0.5]), "input.mean: 2 numbers expected, not 1"),
@@ -476,3 +475,11 @@ def test_an_artifact_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 def test_a_network_that_reads_its_version_in_its_state_is_loaded() -> None:
     artifact = of_architecture("torchvision:mnasnet0_5", image_size=64)
     assert load_into(artifact)(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
+
+
+def test_an_architecture_that_is_not_installed_is_missing_not_damage(folder: Path) -> None:
+    alter(folder, lambda config: config["arch"].update(name="evil"))
+    with pytest.raises(
+        NotFoundError, match=r"arch: unknown architecture 'evil'.* if a package brings it, install that"
+    ):
+        load_into(artifacts.read(folder))

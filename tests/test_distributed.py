@@ -53,7 +53,8 @@ def test_the_first_process_alone_prints_and_writes(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="finds torchrun's workers in /proc")
 def test_two_processes_that_were_killed_resume_to_the_same_mask(tmp_path: Path) -> None:
     args = ["search", *QUICK, "--run-dir"]
-    assert torchrun(*args, str(tmp_path / "whole")).returncode == 0
+    done = torchrun(*args, str(tmp_path / "whole"))
+    assert done.returncode == 0, done.stderr
     killed = tmp_path / "killed"
     process = subprocess.Popen([*TORCHRUN, *args, str(killed)], stderr=subprocess.DEVNULL, text=True)
     wait_until((killed / "checkpoint.pt").exists, process)

@@ -112,6 +112,7 @@ def test_in_a_hurry_nothing_is_checked(capsys: pytest.CaptureFixture[str], found
     [
         ([], 2, ["--onnx"]),
         (["--onnx", "--weights", "tern"], 2, ["--weights tern", "did you mean 'ternary'?"]),
+        (["--onnx", "--weights", ""], 2, ["--weights : known: dense, seed, ternary"]),
         (["--onnx", "--dtype", "float61"], 2, ["--dtype float61", "did you mean 'float16'?"]),
         (["--onnx", "--output", "."], 2, [". is a folder"]),
         (["--onnx", "--output", "/dev/null/model.onnx"], 1, ["cannot write /dev/null/model.onnx"]),

@@ -158,7 +158,41 @@ def test_offline_what_was_never_pulled_is_not_found(hub: HubServer, capsys: pyte
     hub.add_repo("ada/net", FILES)
     status, out, err = run_here(capsys, "pull", "ada/net", "--offline")
     assert (status, out, hub.requests) == (3, "", [])
-    assert "ada/net is not in the cache; pull it once without --offline" in err
+    assert "ada/net: not in the cache, and offline; try without --offline" in err
+
+
+def test_what_lies_in_the_folder_named_is_not_overwritten(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    hub.add_repo("ada/net", FILES)
+    Path("foreign").mkdir()
+    Path("foreign/config.json").write_text('{"my": "bert"}')
+    for folder, words in (("foreign", "foreign holds files that are no artifact"), ("", "no folder to copy to")):
+        status, out, err = run_here(capsys, "pull", "ada/net", "--local-dir", folder)
+        assert (status, out, hub.requests) == (2, "", [])
+        assert words in err
+    assert Path("foreign/config.json").read_text() == '{"my": "bert"}'
+    for _ in range(2):  # into a new folder, then over the artifact there
+        assert run_here(capsys, "pull", "ada/net", "--local-dir", "mine")[:2] == (0, "mine\n")
+
+
+def test_a_run_that_is_not_here_is_no_repository(hub: HubServer, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = run_here(capsys, "info", "runs/latest")
+    assert (status, hub.requests) == (3, [])
+    assert "no artifact in runs/latest" in err
+    status, _, err = run_here(capsys, "info", "my/folder")
+    assert status == 3
+    assert err.startswith("error: no folder my/folder here, and no repository 'my/folder'")
+
+
+def test_an_artifact_of_an_architecture_that_is_not_installed_stays_in_the_cache(
+    hub: HubServer, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    artifacts.write(make_artifact(), tmp_path)
+    alter(tmp_path, lambda config: config["arch"].update(name="alien-net"))
+    hub.add_repo("eve/alien", {name: (tmp_path / name).read_bytes() for name in (CONFIG, TENSORS)})
+    status, _, err = run_here(capsys, "pull", "eve/alien")
+    assert status == 3
+    assert "if a package brings it, install that" in err
+    assert store.find("eve/alien", offline=True)[1].config.arch.name == "alien-net"
 
 
 def test_a_commit_in_the_cache_needs_no_request(hub: HubServer) -> None:

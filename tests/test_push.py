@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from supermask import ConflictError, HubError, store
+from supermask import ConflictError, HubError, UsageError, store
 from supermask import artifact as artifacts
 from supermask.artifact import Artifact
 from supermask.card import CARD, CURVE, FILTERS
@@ -303,8 +303,8 @@ def test_what_cannot_be_a_repository_is_a_usage_error(
     [
         (["net", "net", "--dry-run"], "'net' is no repository"),
         (["net", "net"], "'net' is no repository"),
-        (["net", "ada/net", "--revision", ""], "empty revision"),
-        (["net", "ada/net", "--tag", ""], "empty tag"),
+        (["net", "ada/net", "--revision", ""], "'' is no name of a revision"),
+        (["net", "ada/net", "--tag", ""], "'' is no name of a tag"),
         (["net", "ada/net", "--tag", "v1", "--create-pr"], "a tag names what is merged"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -316,6 +316,36 @@ def test_wrong_words_are_usage_errors_before_any_request(
     assert (status, out, hub.requests) == (2, "", [])
     assert said in err
     assert len(err.splitlines()) == 1
+
+
+def test_a_tag_that_fails_after_the_commit_is_not_hidden(
+    hub: HubServer, capsys: pytest.CaptureFixture[str], net: str
+) -> None:
+    hub.fail("POST .*/tag/", 400)
+    status, out, err = run_here(capsys, "push", net, "ada/net", "--tag", "v1")
+    assert (status, out) == (3, "")
+    assert f"committed as {hub.repos['ada/net'].head.sha[:12]}, but not tagged 'v1'" in err
+    assert run_here(capsys, "push", net, "ada/net", "--tag", "v1")[0] == 0
+    assert hub.repos["ada/net"].tags == {"v1": hub.repos["ada/net"].head.sha}
+
+
+@pytest.mark.parametrize("name", ["v 2", "v..1", "-v", "v.lock", "refs/"])
+def test_a_name_that_git_cannot_have_is_refused_before_any_request(hub: HubServer, net: str, name: str) -> None:
+    with pytest.raises(UsageError, match="is no name of a tag"):
+        store.push(net, "ada/net", tag=name)
+    with pytest.raises(UsageError, match="is no name of a revision"):
+        store.push(net, "ada/net", revision=name)
+    assert hub.requests == []
+
+
+def test_a_token_that_is_none_is_one_line_without_it(
+    hub: HubServer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, net: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_geheimä")
+    status, _, err = run_here(capsys, "push", net, "ada/net")
+    assert (status, len(err.splitlines())) == (3, 1)
+    assert "HF_TOKEN holds 'ä'" in err
+    assert "geheim" not in err
 
 
 def test_a_dry_run_to_a_branch_writes_the_card_of_the_real_push(

@@ -310,8 +310,18 @@ def test_a_file_of_another_kind_is_refused(capsys: pytest.CaptureFixture[str], c
 
 
 def test_a_file_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert_refused(capsys, 3, ["no checkpoint missing.pth"], file="missing.pth")
+    assert_refused(capsys, 3, ["no checkpoint 'missing.pth'"], file="missing.pth")
     assert_refused(capsys, 3, [str(tmp_path)], file=str(tmp_path))
+    assert_refused(capsys, 3, ["no checkpoint '.'"], file="")
+
+
+@pytest.mark.parametrize("words", [["--set", "arch=3"], ["--set", "arch.args=3"], ["--set", "k=0.3"]])
+def test_other_settings_than_arguments_of_the_architecture_are_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    status, _, err = run_here(capsys, "import", str(saved(conv4_state())), *WORDS, *words)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "an import takes arguments of the architecture alone" in err
 
 
 def test_data_may_be_named_where_shapes_fit_several() -> None:

@@ -44,12 +44,15 @@ def main(args: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGINT, raise_ctrl_c)
     try:
         app(args=args, prog_name="supermask")
-    except SupermaskError as error:
-        print(error if isinstance(error, Interrupted) else f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except (CtrlC, ImportError):
-        # An extension module that is interrupted while it is imported makes an ImportError of it.
-        if not CtrlC.pressed:
+    except Interrupted as interrupted:
+        print(interrupted, file=sys.stderr)
+        sys.exit(interrupted.exit_code)
+    except (CtrlC, ImportError, SupermaskError) as error:
+        # A module that is interrupted while it is imported makes another error of it.
+        if CtrlC.pressed:
+            print("interrupted", file=sys.stderr)
+            sys.exit(Interrupted.exit_code)
+        if not isinstance(error, SupermaskError):
             raise
-        print("interrupted", file=sys.stderr)
-        sys.exit(Interrupted.exit_code)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)

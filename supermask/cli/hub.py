@@ -103,7 +103,7 @@ def push(  # noqa: PLR0913, PLR0917 - one parameter for each flag
         print_json({"url": pushed.url, "commit": pushed.commit, "files": pushed.files})
     else:
         if not pushed.files:
-            print("nothing to push: the artifact is there already", file=sys.stderr)
+            print("nothing to push: the artifact is there already, and its card is left as it is", file=sys.stderr)
         print(pushed.url)
 
 
@@ -129,14 +129,18 @@ def import_(
     """Turn a checkpoint of the papers' public code into an artifact, which holds signs or values instead of a seed."""
     speak()
     from supermask import artifact as artifacts
-    from supermask.config import merged, setting
-    from supermask.errors import UsageError
+    from supermask.config import setting
+    from supermask.errors import NotFoundError, UsageError
     from supermask.reference import import_checkpoint
 
-    told: dict[str, Any] = merged(*map(setting, settings or []))
-    args = told.get("arch", {}).get("args", {})
-    if told and told != {"arch": {"args": args}}:
-        raise UsageError(f"--set {settings}: an import takes arguments of the architecture alone, arch.args.NAME=VALUE")
+    args: dict[str, Any] = {}
+    for text in settings or []:
+        name, arguments = "arch.args.", setting(text)
+        if not text.startswith(name):
+            raise UsageError(f"--set {text}: an import takes arguments of the architecture alone, {name}NAME=VALUE")
+        args |= arguments["arch"]["args"]
+    if not checkpoint.is_file():
+        raise NotFoundError(f"no checkpoint {str(checkpoint)!r}; name a file of torch.save")
     folder = output or checkpoint.with_suffix("")
     if folder.exists() and any(folder.iterdir() if folder.is_dir() else [folder]):
         raise UsageError(f"{folder} is there already; name another folder with --output")

@@ -9,7 +9,7 @@ import typer
 
 from supermask.cli.output import AsJson, percent, print_json, print_table
 
-Name = Annotated[str | None, typer.Argument(help="Show this one.", show_default=False)]
+Name = Annotated[str | None, typer.Argument(metavar="NAME", help="Show this one.", show_default=False)]
 
 
 def register(app: typer.Typer) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from supermask.errors import NotFoundError
+from supermask.errors import NotFoundError, UsageError
 
 ArtifactName = Annotated[
     str | None,
@@ -92,6 +92,8 @@ def given_or_latest(name: str | None) -> str:
     Raises:
         NotFoundError: none was named and there is no run.
     """
+    if name == "":
+        raise UsageError("an empty name for the artifact; name a folder, or leave it out for the latest run")
     latest = Path("runs/latest")
     if name is None and not latest.exists():
         there = "leads nowhere" if latest.is_symlink() else "is not here"

@@ -23,9 +23,9 @@ from supermask.hub.place import TAG, Address
 
 
 @contextmanager
-def reported(place: Address | None, where_to_write: str) -> Iterator[None]:
+def reported(place: Address | None, where_to_write: str) -> Iterator[None]:  # noqa: PLR0912 - one for each way to fail
     """Every failure of the client as one line that names the place and the next step."""
-    subject = "the Hub" if place is None else str(place)
+    subject = "" if place is None else f"{place}: "
     try:
         yield
     except RevisionNotFoundError as error:
@@ -38,24 +38,30 @@ def reported(place: Address | None, where_to_write: str) -> Iterator[None]:
         raise _out_of_reach(subject, error) from error
     except RemoteEntryNotFoundError as error:
         missing = str(error.response.url).rpartition("/")[2]
-        raise NotFoundError(f"{subject} is no artifact: it has no {missing}") from error
+        raise NotFoundError(f"{place} is no artifact: it has no {missing}") from error
     except HfHubHTTPError as error:
         raise _refused(subject, error) from error
     except HFValidationError as error:
-        raise UsageError(f"{subject} cannot be the name of a repository: {_one_line(error)}") from error
+        raise UsageError(f"{place} cannot be the name of a repository: {_one_line(error)}") from error
     except NetworkError as error:
-        raise HubError(f"{subject}: the Hub does not answer ({_one_line(error)}); try again") from error
+        raise HubError(f"{subject}the Hub does not answer ({_one_line(error)}); try again") from error
+    except UnicodeEncodeError as error:
+        raise HubError(
+            f"{subject}HF_TOKEN holds {error.object[error.start]!r}, which no token does; set it anew"
+        ) from error
     except RuntimeError as error:
         # So the client wraps what goes wrong while it uploads.
         if isinstance(error.__cause__, HfHubHTTPError):
             raise _refused(subject, error.__cause__) from error
         if isinstance(error.__cause__, NetworkError):
-            raise HubError(f"{subject}: {_one_line(error)} ({_one_line(error.__cause__)}); try again") from error
+            raise HubError(f"{subject}{_one_line(error)} ({_one_line(error.__cause__)}); try again") from error
         raise
     except OSError as error:
         if error.errno is None:
-            raise HubError(f"{subject}: {_one_line(error)}; try again") from error
-        raise StorageError(f"{subject}: cannot write {error.filename}: {error.strerror}; {where_to_write}") from error
+            raise HubError(f"{subject}{_one_line(error)}; try again") from error
+        raise StorageError(
+            f"{subject}cannot write {error.filename or 'the cache'}: {error.strerror}; {where_to_write}"
+        ) from error
 
 
 def _out_of_reach(subject: str, error: Exception) -> HubError | NotFoundError:
@@ -63,22 +69,20 @@ def _out_of_reach(subject: str, error: Exception) -> HubError | NotFoundError:
     if isinstance(cause, HfHubHTTPError):
         return _refused(subject, cause)
     if isinstance(cause, NetworkError):
-        return HubError(f"{subject}: the Hub does not answer ({_one_line(cause)}), and the cache does not have it")
-    return NotFoundError(f"{subject} is not in the cache; pull it once without --offline and HF_HUB_OFFLINE")
+        return HubError(f"{subject}the Hub does not answer ({_one_line(cause)}), and the cache does not have it")
+    return NotFoundError(f"{subject}not in the cache, and offline; try without --offline and HF_HUB_OFFLINE")
 
 
 def _refused(subject: str, error: HfHubHTTPError) -> HubError:
     status = error.response.status_code
     if status in {401, 403}:
         return HubError(
-            f"{subject}: no permission ({_one_line(error.server_message or error)}); log in with `hf auth login`, or "
-            "set HF_TOKEN to a token that may write there"
+            f"{subject}no permission ({_one_line(error.server_message or error)}); log in with `hf auth login`, or set "
+            "HF_TOKEN to a token that may do this"
         )
     if status == 429:
-        return HubError(f"{subject}: the Hub asks to wait, and still did after several tries; try again later")
-    return HubError(
-        f"{subject}: the Hub answers {status} ({_one_line(error.server_message or error)}); try again later"
-    )
+        return HubError(f"{subject}the Hub asks to wait, and still did after several tries; try again later")
+    return HubError(f"{subject}the Hub answers {status} ({_one_line(error.server_message or error)}); try again later")
 
 
 def _known_revisions(place: Address) -> str:

@@ -28,16 +28,23 @@ def address(name: str, revision: str | None = None) -> Address | None:
     """The place on the Hub that `user/name` or `user/name@revision` names; None if it is no such name.
 
     Raises:
-        UsageError: `name` and `revision` both say which revision, or `revision` is empty.
+        UsageError: `name` and `revision` both say which revision, or it cannot be one.
     """
-    if revision == "":
-        raise UsageError(f"{name} with an empty revision: name a branch, tag or commit, or leave it out")
     found = NAME.fullmatch(name)
     if found is None:
         return None
     if revision is not None and found["revision"] is not None:
         raise UsageError(f"{name} with revision {revision}: name the revision once")
-    return Address(found["repo"], revision if found["revision"] is None else found["revision"])
+    named = revision if found["revision"] is None else found["revision"]
+    if named is not None:
+        require_name(named, "a revision")
+    return Address(found["repo"], named)
+
+
+def require_name(name: str, what: str) -> None:
+    """Raise UsageError unless git takes `name` as that of a branch or a tag (git check-ref-format, in short)."""
+    if not re.fullmatch(r"\w[\w./+-]*", name) or ".." in name or name.endswith((".", "/", ".lock")):
+        raise UsageError(f"{name!r} is no name of {what}; take letters, digits, dots and dashes, or leave it out")
 
 
 def git_hash(content: bytes) -> str:

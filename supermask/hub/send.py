@@ -15,9 +15,9 @@ from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, Revi
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # public, says its page
 
-from supermask.errors import ConflictError, UsageError
+from supermask.errors import ConflictError, HubError, UsageError
 from supermask.hub.failure import reported
-from supermask.hub.place import Address, git_hash
+from supermask.hub.place import Address, git_hash, require_name
 from supermask.manifest import CONFIG, TENSORS
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ def push(
         NotFoundError: no such user or organisation.
         HubError: the Hub does not answer, or refuses.
     """
-    if tag == "":
-        raise UsageError("an empty tag: name one, or leave it out")
+    if tag is not None:
+        require_name(tag, "a tag")
     if tag is not None and create_pr:
         raise UsageError(f"tag {tag} on a pull request: a tag names what is merged; leave one of them out")
     api = HfApi()
@@ -106,9 +106,15 @@ def push(
                 raise
             raise ConflictError(
                 f"{place} changed while this was pushed, and nothing was written; look at {api.endpoint}/{place.repo}"
-                "/commits/main, then push again"
+                f"/commits/{place.revision or 'main'}, then push again"
             ) from error
-        _tag(api, place, tag, made.oid)
+        try:
+            _tag(api, place, tag, made.oid)
+        except HfHubHTTPError as error:
+            told = error.server_message or f"status {error.response.status_code}"
+            raise HubError(
+                f"{place}: committed as {made.oid[:12]}, but not tagged {tag!r} ({told}); the same push again tags it"
+            ) from error
     return Pushed(made.pr_url or made.commit_url, made.oid, [name for name in files if name in changed])
 
 

@@ -111,7 +111,7 @@ def export_onnx(  # noqa: PLR0913 - all but two are keywords that say what the f
     """
     path = Path(path)
     for option, value, known in (
-        ("weights", weights or FORMS[0], FORMS),
+        ("weights", FORMS[0] if weights is None else weights, FORMS),
         ("dtype", dtype, DTYPES),
         ("input", input, INPUTS),
     ):
