@@ -22,6 +22,9 @@ def subnetwork(arch: str, channels: int, pixels: int, classes: int) -> Artifact:
     model = registry.build(arch, args)
     layers = masking.plan(model, WeightsConfig())
     generator = torch.Generator().manual_seed(0)
+    # Statistics of batch norm as training leaves them, all different.
+    with torch.no_grad():
+        model.train()(torch.randn(4, channels, pixels, pixels, generator=generator))
     masks = {}
     for layer in layers:
         order = torch.randperm(layer.n, generator=generator)
