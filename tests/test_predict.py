@@ -560,7 +560,7 @@ class Attentive(nn.Module):
 
 
 def test_what_only_torchs_exporter_writes_runs_with_dense_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    artifact = subnetwork(Attentive(), (1, 8, 8), arch=ArchEntry(name="attentive", args={}))
+    artifact = subnetwork(Attentive(), (1, 8, 8), arch=ArchEntry(name="fc", args={}))
     monkeypatch.setattr(registry, "build", lambda name, args: Attentive())
     if find_spec("onnxscript") is None:
         with pytest.raises(UsageError, match="pip install onnxscript"):
