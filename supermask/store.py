@@ -118,9 +118,9 @@ def pull(name: str, *, revision: str | None = None, local_dir: Path | str | None
 
 def _require_place(folder: Path) -> None:
     """Check that an artifact may be put there: nothing is there yet, or another artifact."""
-    if folder == Path() or not folder.is_dir() or not any(folder.iterdir()):
-        if folder == Path():
-            raise UsageError("no folder to copy to: name one that is new, empty or an artifact's")
+    if folder == Path():
+        raise UsageError("no folder to copy to: name one that is new, empty or an artifact's")
+    if not folder.is_dir() or not any(folder.iterdir()):
         return
     try:
         artifacts.read(folder)
