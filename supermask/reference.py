@@ -118,7 +118,7 @@ def import_checkpoint(
         weight, scores = ours[layer], ours.get(f"{layer.removesuffix('.weight')}.scores")
         mask = torch.ones_like(weight, dtype=torch.bool)
         if scores is not None:
-            mask = top_k_mask(scores.abs(), kept_count(weight.numel(), k))
+            mask = top_k_mask(scores, kept_count(weight.numel(), k))
         layers.append(_entry(layer, weight, mask, masked=scores is not None))
         masks[layer], values[layer] = mask, weight
     config = ArtifactConfig(

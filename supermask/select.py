@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +11,17 @@ import torch
 from torch import Tensor
 
 Values = npt.NDArray[np.float32]
-Mask = npt.NDArray[np.bool_]
+Places = npt.NDArray[np.intp]
 
 # Below this, ranking every value takes 30 microseconds, as the detour through a sample does.
 SMALL = 2**15
 # One value in so many is sampled: 1.7% of the others then fall into the bracket around the median of 2 M.
 STRIDE = 64
+# Values compared at once: they and what comes of them stay in a core's second cache.
+COMPARED = 2**16
+# Weights computed at once. Beside time, blocks save memory: a temporary of all the weights is new memory at every step,
+# and the kernel's zeroing of it takes longer than the arithmetic.
+BLOCK = 2**18
 
 
 def kept_count(n: int, k: float) -> int:
@@ -23,67 +29,124 @@ def kept_count(n: int, k: float) -> int:
     return n - int((1 - k) * n)
 
 
-def top_k_mask(magnitudes: Tensor, kept: int) -> Tensor:
-    """The mask of the `kept` largest magnitudes.
+def top_k_mask(values: Tensor, kept: int) -> Tensor:
+    """The mask of the `kept` largest magnitudes |value|.
 
     Exactly the mask of a full stable ascending sort whose last `kept` places are kept: of equal magnitudes, those later
     in C order are kept first. Works by selection (no sort) and, on an accelerator, without waiting for it.
 
     Args:
-        magnitudes: float32 of any shape, none of them NaN.
+        values: float32 of any shape, none of them NaN.
         kept: 0 <= kept <= n.
 
     Returns:
         bool of the same shape and device, with exactly `kept` true.
     """
-    n = magnitudes.numel()
-    if kept == 0:
-        return torch.zeros_like(magnitudes, dtype=torch.bool)
-    if kept == n:
-        return torch.ones_like(magnitudes, dtype=torch.bool)
-    flat = magnitudes.detach().reshape(-1)
-    if flat.device.type == "cpu":
-        return torch.from_numpy(_by_sample(flat.numpy(), kept)).view_as(magnitudes)
-    threshold = torch.kthvalue(flat, n - kept + 1).values
-    mask = flat >= threshold
+    values = values.detach()
+    if kept in (0, values.numel()):
+        return torch.full_like(values, kept > 0, dtype=torch.bool)
+    if values.device.type != "cpu":
+        return _mask_on_device(values, kept)
+    threshold, ties = _cut(values.reshape(-1).numpy(), kept)
+    mask = values.abs() > threshold
+    mask[_at(ties, values)] = True
+    return mask
+
+
+def keep_top_k(weight: Tensor, scores: Tensor, kept: int) -> Tensor:
+    """`weight` where |score| is among the `kept` largest, as `top_k_mask` has it, and 0 elsewhere.
+
+    Args:
+        weight: float32 of any shape.
+        scores: float32 of the same shape and device.
+        kept: 0 <= kept <= n.
+
+    Returns:
+        The shape of `weight`, in the type that autocast computes in on its device, where autocast is on.
+    """
+    device = weight.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    if device != "cpu" or kept in (0, weight.numel()):
+        return torch.where(top_k_mask(scores, kept), weight, 0.0).to(dtype)
+    threshold, ties = _cut(scores.detach().reshape(-1).numpy(), kept)
+    masked = torch.empty_like(weight, dtype=dtype)
+    for part, of_weight, of_scores in blocks(masked, weight, scores):
+        # The derivative of hard shrinkage, grad * (|x| > lambda), is this very product, in one pass. A product with a
+        # bool tensor converts that first, and `where` branches on every weight: five times as long on a CPU.
+        part.copy_(torch.ops.aten.hardshrink_backward(of_weight, of_scores, threshold))
+    at = _at(ties, weight)
+    masked[at] = weight[at].to(dtype)
+    return masked
+
+
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Parts of tensors of one shape that belong together, small enough for a processor's cache; whole on a device."""
+    first = tensors[0]
+    rows = max(1, BLOCK // first[0].numel()) if first.device.type == "cpu" else len(first)
+    return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
+
+
+def _mask_on_device(values: Tensor, kept: int) -> Tensor:
+    magnitudes = values.abs().reshape(-1)
+    threshold = torch.kthvalue(magnitudes, magnitudes.numel() - kept + 1).values
+    mask = magnitudes >= threshold
     # The same rule for ties without waiting for the device's count: a running number for each.
     surplus = torch.count_nonzero(mask) - kept
-    ties = flat == threshold
+    ties = magnitudes == threshold
     mask &= ~(ties & (torch.cumsum(ties, 0) <= surplus))
-    return mask.view_as(magnitudes)
+    return mask.view_as(values)
 
 
-def _by_sample(values: Values, kept: int) -> Mask:
-    """Floyd and Rivest's SELECT (CACM 18, 1975): a sample brackets the threshold, so that few values are ranked."""
+def _cut(values: Values, kept: int) -> tuple[float, Places]:
+    """The `kept`-th largest magnitude, and those of the places that have it which are kept: the last ones.
+
+    Floyd and Rivest's SELECT (CACM 18, 1975): a sample brackets the magnitude, so that few of them are ranked.
+    """
+    for low, high in (_bracket(values, kept), (0.0, math.inf)):
+        above, places = _compared(values, low, high)
+        missing = kept - above
+        if 0 <= missing <= places.size:
+            break  # else the sample misled
+    # Fewer are left if some are NaN, which the trainer refuses when it looks.
+    missing = min(missing, places.size)
+    if missing == 0:
+        return high, places[:0]
+    candidates = np.abs(values[places])
+    threshold = np.partition(candidates, -missing)[-missing]
+    ties = places[candidates == threshold]
+    return float(threshold), ties[np.count_nonzero(candidates >= threshold) - missing :]
+
+
+def _bracket(values: Values, kept: int) -> tuple[float, float]:
+    """Two magnitudes between which, most probably, the `kept`-th largest is."""
     if values.size < SMALL:
-        return _by_partition(values, kept)
-    sample = values[::STRIDE].copy()
+        return 0.0, math.inf
+    sample = np.abs(values[::STRIDE])
     middle = sample.size * (1 - kept / values.size)
     # Three standard errors of the threshold's place in a random sample.
     slack = 3 * math.sqrt(middle * kept / values.size) + 1
     first, last = max(int(middle - slack), 0), min(int(middle + slack), sample.size - 1)
     sample.partition(first)
-    low = sample[first]
-    high = np.partition(sample[first:], last - first)[last - first]
-    mask: Mask = values > high
-    # Every value outside the bracket is decided; those within it are ranked in C order, as the rule for ties wants.
-    bracketed = values >= low
-    bracketed ^= mask
-    within = np.flatnonzero(bracketed)
-    missing = kept - int(np.count_nonzero(mask))
-    if not 0 <= missing <= within.size:  # the sample misled
-        return _by_partition(values, kept)
-    mask[within] = _by_partition(values[within], missing)
-    return mask
+    return float(sample[first]), float(np.partition(sample[first:], last - first)[last - first])
 
 
-def _by_partition(values: Values, kept: int) -> Mask:
-    if kept == 0:
-        return np.zeros(values.size, dtype=np.bool_)
-    threshold = np.partition(values, values.size - kept)[values.size - kept]
-    mask: Mask = values >= threshold
-    # Among 2 M float32 scores a tie at the threshold is common.
-    surplus = np.count_nonzero(mask) - kept
-    if surplus:
-        mask[np.flatnonzero(values == threshold)[:surplus]] = False
-    return mask
+def _compared(values: Values, low: float, high: float) -> tuple[int, Places]:
+    """How many magnitudes are above `high`, and the places of those from `low` to `high`."""
+    room = min(COMPARED, values.size)
+    magnitudes, above, within = np.empty(room, np.float32), np.empty(room, np.bool_), np.empty(room, np.bool_)
+    total, places = 0, []
+    for start in range(0, values.size, room):
+        part = values[start : start + room]
+        there = slice(0, part.size)
+        np.abs(part, out=magnitudes[there])
+        np.greater(magnitudes[there], high, out=above[there])
+        np.greater_equal(magnitudes[there], low, out=within[there])
+        within ^= above
+        total += int(np.count_nonzero(above[there]))
+        places.append(np.flatnonzero(within[there]) + start)
+    return total, np.concatenate(places)
+
+
+def _at(places: Places, tensor: Tensor) -> tuple[Tensor, ...]:
+    """Indices of `tensor` at these places in C order."""
+    return tuple(torch.from_numpy(index) for index in np.unravel_index(places, tensor.shape))

@@ -12,7 +12,7 @@ make a `Masker`, an `nn.Module` used as a parametrization of that weight, so tha
             return self.k
 
         def attach(self, weight, generator):
-            return MagnitudeMasker(top_k_mask(weight.abs(), kept_count(weight.numel(), self.k)))
+            return MagnitudeMasker(top_k_mask(weight, kept_count(weight.numel(), self.k)))
 
 and in the package's pyproject.toml
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from supermask.select import SMALL, STRIDE, kept_count, top_k_mask
+from supermask.select import BLOCK, SMALL, STRIDE, keep_top_k, kept_count, top_k_mask
 
 
 def by_sorting(magnitudes: Tensor, kept: int) -> Tensor:
@@ -100,6 +100,27 @@ def test_drifting_and_jumping_scores_are_selected_exactly() -> None:
 
 def test_of_equal_scores_the_later_ones_are_kept() -> None:
     assert top_k_mask(torch.ones(2, 3), 2).tolist() == [[False, False, False], [False, True, True]]
+
+
+def test_negative_values_are_ranked_by_magnitude() -> None:
+    values = torch.tensor([-3.0, 1.0, -0.0, 2.0, -2.0])
+    assert top_k_mask(values, 2).tolist() == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 11, 2 * BLOCK - 7, 2 * BLOCK])
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("computing", [torch.float32, torch.bfloat16])
+def test_the_kept_weights_are_the_weights_under_the_mask(kept: int, ties: bool, computing: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(4)
+    weight, scores = (torch.randn(32, BLOCK // 64, 2, 2, generator=generator) for _ in range(2))
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    if ties:
+        scores = scores.round()
+    with torch.autocast("cpu", torch.bfloat16, enabled=computing == torch.bfloat16):
+        masked = keep_top_k(weight, scores, kept)
+    assert masked.dtype == computing
+    assert torch.equal(masked, torch.where(top_k_mask(scores, kept), weight, 0.0).to(computing))
+    assert not torch.signbit(masked[masked == 0]).any()  # no -0.0, which an artifact does not have
 
 
 def test_the_device_path_follows_the_same_rule() -> None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from supermask.select import kept_count, top_k_mask
+from supermask.select import keep_top_k, kept_count, top_k_mask
 from supermask.strategy import K, Masker, Strategy
 
 
@@ -55,13 +55,13 @@ class DNWMasker(Masker):
 
     def mask(self, weight: Tensor) -> Tensor:
         """The `kept` largest |w|."""
-        return top_k_mask(weight.detach().abs(), self.kept)
+        return top_k_mask(weight, self.kept)
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, weight: Tensor, kept: int) -> Tensor:
-        return weight * top_k_mask(weight.abs(), kept)
+        return keep_top_k(weight, weight, kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

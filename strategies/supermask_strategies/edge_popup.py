@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from supermask.select import kept_count, top_k_mask
+from supermask.select import blocks, keep_top_k, kept_count, top_k_mask
 from supermask.strategy import K, Masker, Strategy
 
 ScoreInit = Literal["kaiming-uniform", "kaiming-normal"]
@@ -54,18 +54,20 @@ class EdgePopupMasker(Masker):
 
     def mask(self, weight: Tensor) -> Tensor:
         """The `kept` largest |scores|."""
-        return top_k_mask(self.scores.detach().abs(), self.kept)
+        return top_k_mask(self.scores, self.kept)
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, scores: Tensor, weight: Tensor, kept: int) -> Tensor:
         ctx.save_for_backward(scores, weight)
-        # A product: `where` branches on every weight, and takes five times as long on a CPU.
-        return weight * top_k_mask(scores.abs(), kept)
+        return keep_top_k(weight, scores, kept)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         # Equation 6: dL/ds_uv = dL/dI_v * w_uv * Z_u, which is dL/d(effective weight) * w; sign(s) is the |.| outside.
         scores, weight = ctx.saved_tensors
-        return torch.sign(scores).mul_(weight).mul_(grads[0]), None, None
+        gradient = torch.empty_like(scores)
+        for part, of_scores, of_weight, of_masked in blocks(gradient, scores, weight, grads[0]):
+            torch.sign(of_scores, out=part).mul_(of_weight).mul_(of_masked)
+        return gradient, None, None
