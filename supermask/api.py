@@ -20,7 +20,7 @@ from supermask.artifact import Artifact
 from supermask.config import SearchConfig, first_difference, make_strategy, merged, resolve
 from supermask.data import EvaluationBatches, Share, TrainingBatches, View, hold_out
 from supermask.datasets import Dataset
-from supermask.device import pick_device, pick_precision, reported_memory
+from supermask.device import pick_device, pick_precision, reported_memory, require_compiler
 from supermask.errors import UsageError
 from supermask.evaluate import EVALUATION_BATCH, evaluate
 from supermask.floors import floors
@@ -158,6 +158,8 @@ def execute(
         The result, in the first process; None in the others.
     """
     device = pick_device(config.device, distributed.local_rank())
+    if config.compile:
+        require_compiler(device)
     precision = pick_precision(config.precision, device)
     # "cuda" stays without a number: resumed by torchrun, each process takes its own GPU again.
     kind = device.type if config.device == "auto" else config.device

@@ -112,6 +112,7 @@ class SearchConfig(_Table):
         float, Field(ge=0, allow_inf_nan=False, description="between checkpoints; a slower disk takes longer")
     ] = 60.0
     precision: Annotated[Literal["auto", "float32", "bfloat16"], Field(description="of activations")] = "auto"
+    compile: Annotated[bool, Field(description="train what torch.compile makes of the network")] = False
     arch: ArchConfig = ArchConfig()
     strategy: StrategyConfig = StrategyConfig()
     weights: WeightsConfig = WeightsConfig()

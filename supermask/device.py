@@ -1,4 +1,4 @@
-"""Where and how precisely to compute, and what to say when memory runs out."""
+"""Where and how precisely to compute, and what to say when that is not to be had."""
 
 from __future__ import annotations
 
@@ -47,6 +47,19 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
             native = False
         return torch.bfloat16 if native else torch.float32
     return torch.bfloat16 if name == "bfloat16" else torch.float32
+
+
+def require_compiler(device: torch.device) -> None:
+    """Check that torch.compile works on `device`, by compiling a sum.
+
+    Raises:
+        UsageError: it does not, for want of a C++ compiler, of Triton or of support for this Python.
+    """
+    try:
+        torch.compile(torch.add)(torch.ones(1, device=device), 1.0)
+    except RuntimeError as error:
+        reason = str(error).partition("\n")[0]
+        raise UsageError(f"torch.compile does not work here ({reason}); leave out --compile") from error
 
 
 @contextmanager

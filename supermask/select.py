@@ -66,10 +66,16 @@ def keep_top_k(weight: Tensor, scores: Tensor, kept: int) -> Tensor:
     """
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-    if device != "cpu" or kept in (0, weight.numel()):
-        return torch.where(top_k_mask(scores, kept), weight, 0.0).to(dtype)
-    threshold, ties = _cut(scores.detach().reshape(-1).numpy(), kept)
+    if device == "cpu":
+        return _kept_on_cpu(weight, scores, kept, dtype)
+    return torch.where(top_k_mask(scores, kept), weight, 0.0).to(dtype)
+
+
+# An operator of its own: torch.compile cannot trace NumPy's selection, and takes this as it is.
+@torch.library.custom_op("supermask::keep_top_k", mutates_args=())
+def _kept_on_cpu(weight: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
     masked = torch.empty_like(weight, dtype=dtype)
+    threshold, ties = _cut(scores.detach().reshape(-1).numpy(), kept)
     for part, of_weight, of_scores in blocks(masked, weight, scores):
         # The derivative of hard shrinkage, grad * (|x| > lambda), is this very product, in one pass. A product with a
         # bool tensor converts that first, and `where` branches on every weight: five times as long on a CPU.
@@ -77,6 +83,11 @@ def keep_top_k(weight: Tensor, scores: Tensor, kept: int) -> Tensor:
     at = _at(ties, weight)
     masked[at] = weight[at].to(dtype)
     return masked
+
+
+@_kept_on_cpu.register_fake
+def _(weight: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(weight, dtype=dtype)
 
 
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:

@@ -85,6 +85,8 @@ class Trainer:
         # A random subnetwork may have nothing to train but the statistics of its batch norms.
         self.optimizer = make_optimizer(config.optimizer, self.trained) if self.trained else None
         self.network = self._for_all_processes()
+        # Evaluation stays with the model itself: other shapes, and without gradients other graphs.
+        self.forward = torch.compile(self.network) if config.compile else self.network
         self.epoch = self.step = 0
         # Sums over the epoch's pictures so far: loss, and whether they were right. Adding never waits for the device.
         self.sums = torch.zeros(2, device=self.device)
@@ -144,7 +146,7 @@ class Trainer:
         for number, (pictures, labels) in enumerate(passes, 1):
             with self._without_reduction() if number < len(passes) else nullcontext():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16):
-                    logits = self.network(pictures)
+                    logits = self.forward(pictures)
                 loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.config.label_smoothing)
                 if self.optimizer is not None:
                     (loss / len(passes)).backward()

@@ -410,6 +410,7 @@ def test_the_surface_of_the_command_line() -> None:
         "search": [
             "--arch",
             "--batch-size",
+            "--compile",
             "--data",
             "--data-root",
             "--device",

@@ -76,6 +76,9 @@ def search(  # noqa: PLR0913, PLR0917 - one parameter for each flag
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Decides everything random.", show_default="0")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="auto")] = None,
+    compile_: Annotated[
+        bool, typer.Option("--compile", help="Train what torch.compile makes of the network; needs a C++ compiler.")
+    ] = False,
     data_root: Annotated[str | None, typer.Option(help="Folder of downloaded data.", show_default="data")] = None,
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable pictures.")] = False,
     settings: Annotated[
@@ -111,6 +114,7 @@ def search(  # noqa: PLR0913, PLR0917 - one parameter for each flag
             "optimizer.lr": lr,
             "seed": seed,
             "device": device,
+            "compile": compile_ or None,
         }
     )
     layers = [load_recipe(recipe) if recipe else {}, merged(flags, *map(setting, settings or []))]
