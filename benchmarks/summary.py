@@ -1,7 +1,7 @@
 """summary.json of a folder of benchmarks/gpu.sh: the machine, the versions, and what each step came to so far.
 
-python benchmarks/summary.py OUT DEVICE           writes OUT/summary.json
-python benchmarks/summary.py OUT DEVICE --check   exits with 1 if a step failed; a search stopped in time did not
+python benchmarks/summary.py OUT           writes OUT/summary.json
+python benchmarks/summary.py OUT --check   exits with 1 if a step failed; a search stopped in time did not
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ from supermask.artifact import Artifact
 from supermask.config import SearchConfig, first_difference, make_strategy, merged, resolve
 from supermask.data import EvaluationBatches, Share, TrainingBatches, View, hold_out
 from supermask.datasets import Dataset
-from supermask.device import pick_device, pick_precision, reported_memory, require_compiler
+from supermask.device import keep_memory, pick_device, pick_precision, reported_memory, without_compiler
 from supermask.errors import UsageError
-from supermask.evaluate import EVALUATION_BATCH, evaluate
+from supermask.evaluate import at_once, evaluate
 from supermask.floors import floors
 from supermask.manifest import UNHASHED, ArchEntry, ArtifactConfig, InputEntry, LayerEntry, StrategyEntry
 from supermask.network import OWN_MODULE, admit, for_data, load_into, own_copy
@@ -158,8 +158,9 @@ def execute(
         The result, in the first process; None in the others.
     """
     device = pick_device(config.device, distributed.local_rank())
-    if config.compile:
-        require_compiler(device)
+    keep_memory()
+    if config.compile and (fault := without_compiler(device)):
+        raise UsageError(f"{fault}; leave out --compile")
     precision = pick_precision(config.precision, device)
     # "cuda" stays without a number: resumed by torchrun, each process takes its own GPU again.
     kind = device.type if config.device == "auto" else config.device
@@ -184,8 +185,8 @@ def execute(
             share=share,
         )
         # Without gradients four times as many pictures fit as in a pass of training.
-        at_once = min(EVALUATION_BATCH, 4 * config.batch_size // (config.accumulate * share.world_size))
-        watch = EvaluationBatches(held_out or dataset.test, view, at_once, share)
+        most = min(at_once(device), 4 * config.batch_size // (config.accumulate * share.world_size))
+        watch = EvaluationBatches(held_out or dataset.test, view, most, share)
         found = _Search(config, plain, args, dataset, view)
         run = open_run(config) if open_run and (share.rank == 0 or resume) else None
         trainer = Trainer(config, found.model, found.maskers, batches, watch, share, run, report)
@@ -199,7 +200,7 @@ def execute(
     if share.rank != 0:
         return None
     with reported_memory(config.batch_size, config.accumulate):
-        return found.finish(batches, EvaluationBatches(dataset.test, view, at_once), run, trainer.best["epoch"])
+        return found.finish(batches, EvaluationBatches(dataset.test, view, most), run, trainer.best["epoch"])
 
 
 def _restore(trainer: Trainer, stored: checkpoint.Checkpoint, run: Run) -> None:

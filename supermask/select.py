@@ -17,6 +17,8 @@ Places = npt.NDArray[np.intp]
 SMALL = 2**15
 # One value in so many is sampled: 1.7% of the others then fall into the bracket around the median of 2 M.
 STRIDE = 64
+NOWHERE: Places = np.empty(0, np.intp)
+
 # Values compared at once: they and what comes of them stay in a core's second cache.
 COMPARED = 2**16
 # Weights computed at once. Beside time, blocks save memory: a temporary of all the weights is new memory at every step,
@@ -48,8 +50,11 @@ def top_k_mask(values: Tensor, kept: int) -> Tensor:
     if values.device.type != "cpu":
         return _mask_on_device(values, kept)
     threshold, ties = _cut(values.reshape(-1).numpy(), kept)
-    mask = values.abs() > threshold
-    mask[_at(ties, values)] = True
+    mask = torch.empty_like(values, dtype=torch.bool)
+    for part, of_values in blocks(mask, values):
+        torch.gt(of_values.abs(), threshold, out=part)
+    if ties.size:
+        mask[_at(ties, values)] = True
     return mask
 
 
@@ -67,7 +72,8 @@ def keep_top_k(weight: Tensor, scores: Tensor, kept: int) -> Tensor:
     device = weight.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     if device == "cpu":
-        return _kept_on_cpu(weight, scores, kept, dtype)
+        masked: Tensor = _kept_on_cpu(weight, scores, kept, dtype)
+        return masked
     return torch.where(top_k_mask(scores, kept), weight, 0.0).to(dtype)
 
 
@@ -80,8 +86,9 @@ def _kept_on_cpu(weight: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) 
         # The derivative of hard shrinkage, grad * (|x| > lambda), is this very product, in one pass. A product with a
         # bool tensor converts that first, and `where` branches on every weight: five times as long on a CPU.
         part.copy_(torch.ops.aten.hardshrink_backward(of_weight, of_scores, threshold))
-    at = _at(ties, weight)
-    masked[at] = weight[at].to(dtype)
+    if ties.size:
+        at = _at(ties, weight)
+        masked[at] = weight[at].to(dtype)
     return masked
 
 
@@ -93,7 +100,9 @@ def _(weight: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
 def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Parts of tensors of one shape that belong together, small enough for a processor's cache; whole on a device."""
     first = tensors[0]
-    rows = max(1, BLOCK // first[0].numel()) if first.device.type == "cpu" else len(first)
+    if first.device.type != "cpu" or first.numel() <= BLOCK:
+        return iter([tensors])
+    rows = max(1, BLOCK // first[0].numel())
     return zip(*(tensor.split(rows) for tensor in tensors), strict=True)
 
 
@@ -109,29 +118,29 @@ def _mask_on_device(values: Tensor, kept: int) -> Tensor:
 
 
 def _cut(values: Values, kept: int) -> tuple[float, Places]:
-    """The `kept`-th largest magnitude, and those of the places that have it which are kept: the last ones.
+    """A magnitude above which all are kept, and the places of those equal to it that are kept too.
 
     Floyd and Rivest's SELECT (CACM 18, 1975): a sample brackets the magnitude, so that few of them are ranked.
     """
-    for low, high in (_bracket(values, kept), (0.0, math.inf)):
+    if values.size >= SMALL:
+        low, high = _bracket(values, kept)
         above, places = _compared(values, low, high)
-        missing = kept - above
-        if 0 <= missing <= places.size:
-            break  # else the sample misled
-    # Fewer are left if some are NaN, which the trainer refuses when it looks.
-    missing = min(missing, places.size)
-    if missing == 0:
-        return high, places[:0]
-    candidates = np.abs(values[places])
-    threshold = np.partition(candidates, -missing)[-missing]
-    ties = places[candidates == threshold]
-    return float(threshold), ties[np.count_nonzero(candidates >= threshold) - missing :]
+        if 0 < kept - above <= places.size:  # else the sample misled
+            threshold, ties = _ranked(np.abs(values[places]), kept - above)
+            return threshold, places[ties]
+    return _ranked(np.abs(values), kept)
+
+
+def _ranked(magnitudes: Values, kept: int) -> tuple[float, Places]:
+    last = max(magnitudes.size - kept - 1, 0)
+    threshold = np.partition(magnitudes, last)[last]
+    ties = kept - np.count_nonzero(magnitudes > threshold)
+    # Most often none: what is not kept is below what is.
+    return float(threshold), np.flatnonzero(magnitudes == threshold)[-ties:] if ties else NOWHERE
 
 
 def _bracket(values: Values, kept: int) -> tuple[float, float]:
     """Two magnitudes between which, most probably, the `kept`-th largest is."""
-    if values.size < SMALL:
-        return 0.0, math.inf
     sample = np.abs(values[::STRIDE])
     middle = sample.size * (1 - kept / values.size)
     # Three standard errors of the threshold's place in a random sample.

@@ -17,7 +17,7 @@ from supermask_strategies import EdgePopup
 from tests.commands import run_here
 
 WAYS = {
-    "step": {"dense", "edge-popup", "Algorithm 1", "Algorithm 1 in float32"},
+    "step": {"dense", "edge-popup", "Algorithm 1", "Algorithm 1 in float32", "a batch, cropped and flipped"},
     "select": {"torch.kthvalue", "torch.sort", "supermask"},
     "codec": {"dense file, copied", "seed and mask", "pack", "unpack"},
     "startup": {"supermask --help", "supermask search, until a checkpoint of it is written"},

@@ -5,6 +5,8 @@ All of them are steps of the one trainer, in its precision and memory format, on
 
 from __future__ import annotations
 
+import itertools
+import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +19,8 @@ from supermask.bench.report import Report, megabytes, of_measurements
 from supermask.bench.timing import Action, Measurement, compare, exponent
 from supermask.config import WeightsConfig, make_strategy, resolve
 from supermask.data import EvaluationBatches, Share, TrainingBatches, View
-from supermask.datasets import Dataset
+from supermask.datasets import Augment, Dataset
+from supermask.device import without_compiler
 from supermask.select import kept_count
 from supermask.strategy import Masker, Strategy
 from supermask.trainer import Trainer
@@ -54,11 +57,16 @@ WIDTHS = [Network("conv4", 32, 10, 32, 9, {"width": width}) for width in (0.5, 1
 SMALL_NETWORKS = [Network("conv2", 8, 10, 16, 3)]
 SMALL_WIDTHS = [Network("conv2", 8, 10, 16, 3, {"width": width}) for width in (0.5, 1.0)]
 
+# In an epoch of `of_batches`, and processes that a peak of memory is the median of.
+STEPS, PROCESSES = 10, 3
+
 # Memory of three steps, imports and all.
 PEAK = """
 import sys
 from supermask.bench.memory import peak
 from supermask.bench.step import Network, of_network
+from supermask.device import keep_memory
+keep_memory()
 arch, *numbers, way = sys.argv[1:]
 take = of_network(Network(arch, *map(int, numbers)), way)
 for _ in range(3):
@@ -71,16 +79,21 @@ def step(small: bool, device: torch.device) -> Report:
     """Seconds of one step for conv4 and resnet18-cifar at batch 128 and resnet50 at batch 16; conv2 if `small`.
 
     Algorithm 1 is the paper's, written from its text: a full sort of every layer's scores in every pass. In float32 it
-    is what the papers' public code computes.
+    is what the papers' public code computes. A batch is what a step waits for before it begins.
     """
+    fault = without_compiler(device)
     rows: list[Measurement] = []
     for network in SMALL_NETWORKS if small else NETWORKS:
         ways = {
             "dense": of_network(network, "dense", device),
             "edge-popup": of_network(network, "edge-popup", device),
             "Algorithm 1": of_network(network, AlgorithmOne(), device),
-            "Algorithm 1 in float32": of_network(network, AlgorithmOne(), device, "float32"),
+            "Algorithm 1 in float32": of_network(network, AlgorithmOne(), device, precision="float32"),
+            "a batch, cropped and flipped": of_batches(network, device),
         }
+        if not fault:
+            for way in ("dense", "edge-popup"):
+                ways[f"{way}, compiled"] = of_network(network, way, device, compile=True)
         what = f"{network.arch}, {network.pixels} pixels, batch {network.batch}"
         rows += compare(what, ways, network.rounds, device)
     widths, grown = SMALL_WIDTHS if small else WIDTHS, []
@@ -89,6 +102,7 @@ def step(small: bool, device: torch.device) -> Report:
         what = f"{network.arch} x {network.args['width']:g} ({network.n / 1e6:.1f} M weights), batch {network.batch}"
         grown += compare(what, ways, network.rounds, device)
     notes = [_growth(way, widths, grown) for way in ("dense", "edge-popup")]
+    notes += [f"{fault}."] if fault else []
     if device.type == "cpu":
         notes.append(_peak(SMALL_NETWORKS[0] if small else CONV4))
     return of_measurements(rows + grown, notes)
@@ -100,46 +114,55 @@ def _growth(way: str, networks: Sequence[Network], rows: Sequence[Measurement]) 
 
 
 def _peak(network: Network) -> str:
-    peaks = {}
-    for way in ("dense", "edge-popup"):
-        words = [network.arch, *map(str, (network.pixels, network.classes, network.batch, network.rounds)), way]
-        peaks[way] = memory.of(PEAK, *words)
-    more = peaks["edge-popup"] - peaks["dense"]
+    words = [network.arch, *map(str, (network.pixels, network.classes, network.batch, network.rounds))]
+    peaks: dict[str, list[int]] = {"dense": [], "edge-popup": []}
+    for _ in range(PROCESSES):
+        for way, bytes_ in peaks.items():
+            bytes_.append(memory.of(PEAK, *words, way))
+    dense, searched = (statistics.median(bytes_) for bytes_ in peaks.values())
     return (
-        f"Peak memory of a process that takes three steps of {network.arch} at batch {network.batch}: "
-        f"{megabytes(peaks['dense'])} dense, {megabytes(more)} more for edge-popup. A float for each weight is "
+        f"Peak memory of a process that takes three steps of {network.arch} at batch {network.batch}, median of "
+        f"{PROCESSES}: {megabytes(dense)} dense, {megabytes(searched)} edge-popup. A float for each weight is "
         f"{megabytes(4 * network.n)}."
     )
 
 
-def of_network(
-    network: Network, strategy: Strategy | str, device: torch.device = CPU, precision: str = "auto"
-) -> Action:
-    """One step of a search, to be called as often as one likes."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (network.batch, 3, network.pixels, network.pixels)
-    images = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-    labels = torch.randint(network.classes, (network.batch,), generator=generator)
-    classes = [str(label) for label in range(network.classes)]
-    dataset = Dataset.from_arrays("noise", classes, (images, labels), (images, labels))
+def of_network(network: Network, strategy: Strategy | str, device: torch.device = CPU, **settings: Any) -> Action:
+    """One step of a search with these settings, to be called as often as one likes."""
     named = strategy if isinstance(strategy, str) else "edge-popup"
-    settings: dict[str, Any] = {"batch_size": network.batch, "precision": precision, "strategy": {"name": named}}
-    config = resolve(settings)
+    config = resolve({"batch_size": network.batch, "strategy": {"name": named}}, settings)
     if isinstance(strategy, str):
         strategy = make_strategy(strategy, {})
     model = network.module
     layers = masking.plan(model, config.weights, strategy.density)
     masking.draw_weights(model, layers, config.seed)
     maskers = masking.attach(model, layers, strategy, config.seed)
-    view = View(network.pixels, dataset.mean, dataset.std, device)
-    batches = TrainingBatches(
-        dataset.train, view, batch_size=network.batch, accumulate=1, augment="none", seed=config.seed, share=Share()
-    )
-    evaluation = EvaluationBatches(dataset.test, view, network.batch)
-    trainer = Trainer(config, model.to(device), maskers, batches, evaluation, Share())
+    batches = _batches(network, device, augment="none", n=network.batch)
+    watch = EvaluationBatches(batches.split, batches.view, network.batch)
+    trainer = Trainer(config, model.to(device), maskers, batches, watch, Share())
     trainer.network.train()
     passes = next(iter(batches.epoch(0)))
     return lambda: trainer.one_step(passes)
+
+
+def of_batches(network: Network, device: torch.device) -> Action:
+    """The next batch of a search, from memory, cropped and flipped at random."""
+    batches = _batches(network, device, augment="crop-flip", n=STEPS * network.batch)
+    steps = itertools.chain.from_iterable(batches.epoch(epoch) for epoch in itertools.count())
+    return lambda: next(steps)
+
+
+def _batches(network: Network, device: torch.device, *, augment: Augment, n: int) -> TrainingBatches:
+    """Steps through `n` pictures of noise."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (n, 3, network.pixels, network.pixels), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(network.classes, (n,), generator=generator)
+    classes = [str(label) for label in range(network.classes)]
+    dataset = Dataset.from_arrays("noise", classes, (images, labels), (images, labels))
+    view = View(network.pixels, dataset.mean, dataset.std, device)
+    return TrainingBatches(
+        dataset.train, view, batch_size=network.batch, accumulate=1, augment=augment, seed=0, share=Share()
+    )
 
 
 class AlgorithmOne(Strategy):

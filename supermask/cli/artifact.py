@@ -52,7 +52,9 @@ def evaluate(
     data: Annotated[str | None, typer.Option(help="As in supermask search.", show_default="the artifact's own")] = None,
     data_root: DataRoot = "data",
     skip_corrupt: Annotated[bool, typer.Option("--skip-corrupt", help="Leave out unreadable pictures.")] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at once.", show_default=True)] = 500,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Pictures at once.", show_default="64 on a CPU, else 500")
+    ] = None,
     device: Device = "auto",
     backend: Annotated[
         str, typer.Option(help="torch, or onnx: ONNX Runtime (auto, cpu, cuda).", show_default=True)

@@ -63,10 +63,11 @@ def bench(
         raise UsageError(f"no benchmark {name!r}; {did_you_mean(name, BENCHMARKS)}")
     from supermask.bench.report import markdown, place_in
     from supermask.bench.timing import machine
-    from supermask.device import pick_device
+    from supermask.device import keep_memory, pick_device
 
     interrupt.check()
     where = pick_device(device)
+    keep_memory()
     if name not in ON_DEVICE and where.type != "cpu":
         raise UsageError(f"--device {device}: the benchmark {name} runs on the CPU alone")
     benchmark: Any = getattr(import_module(f"supermask.bench.{name}"), name)
