@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from supermask.datasets import Dataset
     from supermask.onnx.export import export_onnx
     from supermask.reference import import_checkpoint
-    from supermask.store import load, pull, push, read, save
+    from supermask.store import compress, load, pull, push, read, save
 
 __all__ = [
     "Artifact",
@@ -49,6 +49,7 @@ __all__ = [
     "StorageError",
     "SupermaskError",
     "UsageError",
+    "compress",
     "export_onnx",
     "import_checkpoint",
     "load",
@@ -63,6 +64,7 @@ _HOMES = {
     "Artifact": "artifact",
     "Dataset": "datasets",
     "Result": "api",
+    "compress": "store",
     "export_onnx": "onnx.export",
     "import_checkpoint": "reference",
     "load": "store",

@@ -18,6 +18,7 @@ from supermask.errors import ArtifactError
 
 CONFIG = "config.json"
 TENSORS = "model.safetensors"
+COMPRESSED = f"{TENSORS}.gz"
 # 16 GiB of float32: what a layer that is drawn whole may announce, since no tensor in the file bounds it.
 MAX_WEIGHTS = 2**32
 

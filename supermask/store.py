@@ -83,6 +83,29 @@ def save(result: Result, path: Path | str) -> None:
     artifacts.write(result.artifact, Path(path))
 
 
+def compress(path: Path | str, folder: Path | str) -> tuple[int, int]:
+    """Write an artifact with its tensors compressed (docs/format.md), which pays the more the fewer weights are kept.
+
+    Args:
+        path: as for `load`.
+        folder: one that is new, empty or an artifact's, even the very one.
+
+    Returns:
+        Bytes of the artifact's two files, plain and compressed.
+
+    Raises:
+        UsageError: that saves less than 3%, or `folder` holds something else.
+        NotFoundError, HubError, ArtifactError: as `load`.
+        StorageError: the folder cannot be written.
+    """
+    _require_place(Path(folder))
+    source, artifact = find(path)
+    check(artifact)
+    config = (source / CONFIG).read_bytes()
+    after = artifacts.write_compressed(artifact.serialized, config, Path(folder))
+    return len(artifact.serialized) + len(config), after
+
+
 def pull(name: str, *, revision: str | None = None, local_dir: Path | str | None = None, offline: bool = False) -> Path:
     """Fetch an artifact from the Hub, and check everything: every hash, every rule, the network it makes.
 
@@ -160,7 +183,8 @@ def package(path: Path | str, name: str, *, license: str = LICENSE, with_onnx: b
     artifact = artifacts.read(folder)
     check(artifact)
     records = Run(folder.parent).records() if folder.name == "artifact" else []
-    files = {file: (folder / file).read_bytes() for file in (CONFIG, TENSORS)}
+    # Plain, if it is compressed here: that is the form which every reader knows.
+    files = {CONFIG: (folder / CONFIG).read_bytes(), TENSORS: artifact.serialized}
     if with_onnx:
         files[ONNX] = _as_onnx(artifact)
     return files | describe(artifact, repo, records, license, with_onnx=with_onnx)

@@ -26,6 +26,7 @@ def subnetwork(
     *,
     arch: ArchEntry | None = None,
     values: Values = "seed",
+    k: float = K,
     seed: int = 5,
     **weights: Any,
 ) -> Artifact:
@@ -36,16 +37,17 @@ def subnetwork(
         picture: shape [C, H, W].
         arch: where it is an installed architecture.
         values: of every layer; `stored` ones are noise.
+        k: fraction of weights that the masks keep, about.
         seed: of the draw.
         weights: fields of `WeightsConfig`.
     """
-    layers = masking.plan(model, WeightsConfig(**weights), K)
+    layers = masking.plan(model, WeightsConfig(**weights), k)
     masking.draw_weights(model, layers, seed)
     random = torch.Generator().manual_seed(seed)
     state = model.state_dict()
     masks, stored, entries = {}, {}, []
     for layer in layers:
-        mask = torch.rand(layer.shape, generator=random) < K
+        mask = torch.rand(layer.shape, generator=random) < k
         masks[layer.name] = mask
         if values == "stored":
             state[layer.name].normal_(std=layer.std, generator=random)
@@ -73,7 +75,7 @@ def subnetwork(
     config = ArtifactConfig(
         arch=arch or ArchEntry(name="module:Own", args={}),
         seed=seed,
-        strategy=StrategyEntry(name="edge-popup", options={"k": K}),
+        strategy=StrategyEntry(name="edge-popup", options={"k": k}),
         layers=entries,
         input=InputEntry(shape=list(picture), mean=[0.4] * channels, std=[0.25] * channels),
         labels=[f"class {i}" for i in range(len(model.eval()(torch.zeros(2, *picture))[0]))],
@@ -91,13 +93,14 @@ def of_architecture(
     image_size: int = 32,
     num_classes: int = 10,
     values: Values = "seed",
+    k: float = K,
     **args: Any,
 ) -> Artifact:
     """An artifact of an installed architecture."""
     args |= {"in_channels": in_channels, "image_size": image_size, "num_classes": num_classes}
     model = registry.build(name, args)
     picture = (in_channels, image_size, image_size)
-    return subnetwork(model, picture, arch=ArchEntry(name=name, args=args), values=values)
+    return subnetwork(model, picture, arch=ArchEntry(name=name, args=args), values=values, k=k)
 
 
 def run(file: Path | str | bytes, pictures: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

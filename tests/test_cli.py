@@ -443,6 +443,7 @@ def test_the_surface_of_the_command_line() -> None:
         ],
         "predict": ["--device", "--json", "--top"],
         "verify": ["--json"],
+        "compress": ["--json", "--output"],
         "pull": ["--json", "--local-dir", "--offline", "--revision"],
         "push": [
             "--create-pr",

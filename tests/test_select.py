@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor
 
-from supermask.select import BLOCK, SMALL, STRIDE, keep_top_k, kept_count, top_k_mask
+from supermask.select import BLOCK, SMALL, STRIDE, _mask_on_device, keep_top_k, kept_count, top_k_mask
 
 
 def by_sorting(magnitudes: Tensor, kept: int) -> Tensor:
@@ -123,12 +123,13 @@ def test_the_kept_weights_are_the_weights_under_the_mask(kept: int, ties: bool, 
     assert not torch.signbit(masked[masked == 0]).any()  # no -0.0, which an artifact does not have
 
 
-def test_the_device_path_follows_the_same_rule() -> None:
-    # "meta" has no values; the branch for accelerators is tried where there is one.
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device here")
-    magnitudes = (torch.rand(N, generator=torch.Generator().manual_seed(1)) * 100).floor()
-    assert torch.equal(top_k_mask(magnitudes.cuda(), N // 3).cpu(), by_sorting(magnitudes, N // 3))
+@pytest.mark.parametrize("levels", [0, 1, 100], ids=["floats", "constant", "many ties"])
+@pytest.mark.parametrize("kept", [1, 77, N // 2, N // 2 + 1, N - 1])
+def test_the_way_of_an_accelerator_taken_on_the_cpu_follows_the_same_rule(levels: int, kept: int) -> None:
+    magnitudes = torch.rand(N, generator=torch.Generator().manual_seed(1))
+    if levels:
+        magnitudes = (magnitudes * levels).floor()
+    assert torch.equal(_mask_on_device(-magnitudes, kept), by_sorting(magnitudes, kept))
 
 
 def test_channels_last_scores_are_ranked_in_c_order() -> None:

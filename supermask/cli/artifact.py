@@ -45,6 +45,7 @@ def register(app: typer.Typer) -> None:
     app.command("eval", epilog=EVAL)(evaluate)
     app.command(epilog="Examples:\n\n    supermask info\n\n    supermask info my-artifact --json")(info)
     app.command(epilog="Example:\n\n    supermask verify my-artifact && echo sound")(verify)
+    app.command(epilog="Example:\n\n    supermask compress runs/latest --output small")(compress)
 
 
 def evaluate(
@@ -108,10 +109,12 @@ def _computed_by(backend: str, artifact: Artifact, device: str) -> tuple[nn.Modu
 def info(name: ArtifactName = None, as_json: AsJson = False) -> None:
     """Show an artifact's layers, kept weights and size, against the entropy bound and against float32."""
     from supermask import store
+    from supermask.artifact import stored_bytes
     from supermask.bitpack import entropy_bits, packed_size
     from supermask.registry import shown
 
-    artifact = store.read(given_or_latest(name))
+    folder, artifact = store.find(given_or_latest(name))
+    stored = stored_bytes(folder)
     config = artifact.config
     layers = config.layers
     weights, kept = sum(layer.n for layer in layers), sum(layer.kept for layer in layers)
@@ -124,7 +127,7 @@ def info(name: ArtifactName = None, as_json: AsJson = False) -> None:
                 **config.model_dump(mode="json", by_alias=True),
                 "weights": weights,
                 "kept": kept,
-                "artifact_bytes": artifact.size,
+                "artifact_bytes": stored,
                 "mask_bytes": mask_bytes,
                 "entropy_bound_bytes": bound,
                 "float32_bytes": 4 * weights,
@@ -153,9 +156,9 @@ def info(name: ArtifactName = None, as_json: AsJson = False) -> None:
         ("architecture", f"{config.arch.name} ({shown(config.arch.args)})"),
         ("seed", str(config.seed)),
         ("weights kept", f"{kept:,} of {weights:,} ({percent(kept / weights)})"),
-        ("artifact", f"{size(artifact.size)}, {8 * artifact.size / weights:.3f} bits a weight"),
+        ("artifact", f"{size(stored)}, {8 * stored / weights:.3f} bits a weight"),
         ("masks", f"{size(mask_bytes)}, against an entropy bound N*H(k) of {size(bound)}"),
-        ("as float32", f"{size(4 * weights)}, {4 * weights / artifact.size:.1f} times as much"),
+        ("as float32", f"{size(4 * weights)}, {4 * weights / stored:.1f} times as much"),
     ]
     accuracy = config.metrics.get("test_accuracy")
     if isinstance(accuracy, float):
@@ -176,3 +179,19 @@ def verify(name: ArtifactName = None, as_json: AsJson = False) -> None:
         print_json({"path": given, "sound": True, "weights": weights, "sha256": artifact.config.sha256.weights})
     else:
         print(f"{given} is sound: {weights:,} weights, SHA-256 {artifact.config.sha256.weights}")
+
+
+def compress(
+    output: Annotated[Path, typer.Option(help="Folder: a new one, or an artifact's.", show_default=False)],
+    name: ArtifactName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an artifact smaller: every command reads it as before; k = 0.3 takes a tenth off it, k = 0.1 half."""
+    speak()
+    from supermask import store
+
+    before, after = store.compress(given_or_latest(name), output)
+    if as_json:
+        print_json({"path": str(output), "artifact_bytes": before, "compressed_bytes": after})
+    else:
+        print_table([("plain", size(before)), ("compressed", size(after)), ("in", str(output))])
