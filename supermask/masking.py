@@ -165,13 +165,6 @@ def original(model: nn.Module, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def after_step(model: nn.Module, maskers: Maskers, step: int) -> None:
-    """Tell every masker that the optimiser has made step number `step`."""
-    for name, masker in maskers.items():
-        masker.after_step(original(model, name), step)
-
-
-@torch.no_grad()
 def masks(model: nn.Module, maskers: Maskers) -> dict[str, Tensor]:
     """The mask that each masker keeps: bool, on the CPU."""
     return {name: masker.mask(original(model, name)).cpu() for name, masker in maskers.items()}

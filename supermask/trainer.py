@@ -81,6 +81,7 @@ class Trainer:
         self.run, self.report = run, report
         self.device = batches.view.device
         self.precision = pick_precision(config.precision, self.device)
+        self.weights = {name: masking.original(model, name) for name in maskers}
         self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         # A random subnetwork may have nothing to train but the statistics of its batch norms.
         self.optimizer = make_optimizer(config.optimizer, self.trained) if self.trained else None
@@ -140,8 +141,7 @@ class Trainer:
     def one_step(self, passes: list[Batch]) -> Tensor:
         """One optimiser step; returns the mean loss of its pictures."""
         masking.reseed(self.maskers, self.device, self.config.seed, self.epoch, self.step)
-        # Dropout, in the networks that have it, draws from the global generators.
-        torch.manual_seed(derive(self.config.seed, "network", self.epoch, self.step, self.share.rank))
+        self._seed_dropout(derive(self.config.seed, "network", self.epoch, self.step, self.share.rank))
         total = torch.zeros((), device=self.device)
         for number, (pictures, labels) in enumerate(passes, 1):
             with self._without_reduction() if number < len(passes) else nullcontext():
@@ -156,8 +156,19 @@ class Trainer:
         if self.optimizer is not None:
             self.optimizer.step()
             self.optimizer.zero_grad()
-        masking.after_step(self.model, self.maskers, self.epoch * self.batches.steps + self.step)
+        with torch.no_grad():
+            for name, masker in self.maskers.items():
+                masker.after_step(self.weights[name], self.epoch * self.batches.steps + self.step)
         return total
+
+    def _seed_dropout(self, seed: int) -> None:
+        """Seed the global generators, which dropout draws from, in the networks that have it."""
+        # torch.manual_seed also asks for devices that are not there, which takes 0.2 ms.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(seed)
 
     def _without_reduction(self) -> Any:
         return self.network.no_sync() if isinstance(self.network, DistributedDataParallel) else nullcontext()
