@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from supermask.cli import main
 
 # A search of two or three seconds, most of them imports; a checkpoint after every step.
 QUICK = ["--epochs", "4", "--set", "checkpoint_seconds=0"]
+
+NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
 
 def supermask(*args: str, **more: Any) -> subprocess.CompletedProcess[str]:

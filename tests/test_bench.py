@@ -14,17 +14,20 @@ from supermask.bench import memory
 from supermask.bench.step import AlgorithmOne
 from supermask.bench.timing import compare, exponent, machine
 from supermask_strategies import EdgePopup
-from tests.commands import run_here
+from tests.commands import NEEDS_COMPILER, run_here
 
 WAYS = {
     "step": {"dense", "edge-popup", "Algorithm 1", "Algorithm 1 in float32", "a batch, cropped and flipped"},
+    "compiled": {"dense", "dense, compiled", "edge-popup", "edge-popup, compiled"},
     "select": {"torch.kthvalue", "torch.sort", "supermask"},
     "codec": {"dense file, copied", "seed and mask", "pack", "unpack"},
     "startup": {"supermask --help", "supermask search, until a checkpoint of it is written"},
 }
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=NEEDS_COMPILER) if name == "compiled" else name for name in WAYS]
+)
 def test_a_benchmark_times_every_way_against_its_baseline(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = run_here(capsys, "bench", name, "--small", "--json")
     result: dict[str, Any] = json.loads(out)

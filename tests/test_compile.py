@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.commands import kept, supermask
-
-NEEDS_COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+from tests.commands import NEEDS_COMPILER, kept, supermask
 
 
 @NEEDS_COMPILER

@@ -20,7 +20,6 @@ from supermask.bench.timing import Action, Measurement, compare, exponent
 from supermask.config import WeightsConfig, make_strategy, resolve
 from supermask.data import EvaluationBatches, Share, TrainingBatches, View
 from supermask.datasets import Augment, Dataset
-from supermask.device import without_compiler
 from supermask.select import kept_count
 from supermask.strategy import Masker, Strategy
 from supermask.trainer import Trainer
@@ -37,6 +36,11 @@ class Network(NamedTuple):
     batch: int
     rounds: int
     args: Mapping[str, float] = {}
+
+    @property
+    def what(self) -> str:
+        """Its name, with what is done to it."""
+        return f"{self.arch}, {self.pixels} pixels, batch {self.batch}"
 
     @property
     def module(self) -> nn.Module:
@@ -58,7 +62,7 @@ SMALL_NETWORKS = [Network("conv2", 8, 10, 16, 3)]
 SMALL_WIDTHS = [Network("conv2", 8, 10, 16, 3, {"width": width}) for width in (0.5, 1.0)]
 
 # In an epoch of `of_batches`, and processes that a peak of memory is the median of.
-STEPS, PROCESSES = 10, 3
+STEPS, PROCESSES = 10, 5
 
 # Memory of three steps, imports and all.
 PEAK = """
@@ -81,7 +85,6 @@ def step(small: bool, device: torch.device) -> Report:
     Algorithm 1 is the paper's, written from its text: a full sort of every layer's scores in every pass. In float32 it
     is what the papers' public code computes. A batch is what a step waits for before it begins.
     """
-    fault = without_compiler(device)
     rows: list[Measurement] = []
     for network in SMALL_NETWORKS if small else NETWORKS:
         ways = {
@@ -91,18 +94,13 @@ def step(small: bool, device: torch.device) -> Report:
             "Algorithm 1 in float32": of_network(network, AlgorithmOne(), device, precision="float32"),
             "a batch, cropped and flipped": of_batches(network, device),
         }
-        if not fault:
-            for way in ("dense", "edge-popup"):
-                ways[f"{way}, compiled"] = of_network(network, way, device, compile=True)
-        what = f"{network.arch}, {network.pixels} pixels, batch {network.batch}"
-        rows += compare(what, ways, network.rounds, device)
+        rows += compare(network.what, ways, network.rounds, device)
     widths, grown = SMALL_WIDTHS if small else WIDTHS, []
     for network in widths:
         ways = {way: of_network(network, way, device) for way in ("dense", "edge-popup")}
         what = f"{network.arch} x {network.args['width']:g} ({network.n / 1e6:.1f} M weights), batch {network.batch}"
         grown += compare(what, ways, network.rounds, device)
     notes = [_growth(way, widths, grown) for way in ("dense", "edge-popup")]
-    notes += [f"{fault}."] if fault else []
     if device.type == "cpu":
         notes.append(_peak(SMALL_NETWORKS[0] if small else CONV4))
     return of_measurements(rows + grown, notes)

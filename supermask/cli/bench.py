@@ -17,8 +17,8 @@ from supermask.files import write_atomically
 if TYPE_CHECKING:
     from supermask.bench.report import Report
 
-BENCHMARKS = ("step", "select", "codec", "export", "startup")
-ON_DEVICE = ("step", "select")
+BENCHMARKS = ("step", "compiled", "select", "codec", "export", "startup")
+ON_DEVICE = ("step", "compiled", "select")
 EPILOG = """
 Examples:
 
@@ -55,8 +55,9 @@ def bench(
 ) -> None:
     """Measure on this machine: each way of doing a thing in turn with its baseline, medians over n rounds.
 
-    step: a search's step against dense training and the paper's Algorithm 1. select: the top-k selection. codec: seed
-    and mask against a dense file. export: ONNX files. startup: until anything happens.
+    step: a search's step against dense training and the paper's Algorithm 1. compiled: the step under torch.compile.
+    select: the top-k selection. codec: seed and mask against a dense file. export: ONNX files. startup: until anything
+    happens.
     """
     speak()
     if name not in BENCHMARKS:
