@@ -68,8 +68,9 @@ def bench(
 
     interrupt.check()
     where = pick_device(device)
-    keep_memory()
-    if name not in ON_DEVICE and where.type != "cpu":
+    if name in ON_DEVICE:
+        keep_memory()  # as a search does
+    elif where.type != "cpu":
         raise UsageError(f"--device {device}: the benchmark {name} runs on the CPU alone")
     benchmark: Any = getattr(import_module(f"supermask.bench.{name}"), name)
     page = place_in(into, name) if into else None
