@@ -399,6 +399,25 @@ def test_the_shell_completes_commands_options_and_names() -> None:
         assert expected in done.stdout.split(), done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("words", [["zoo"], ["zoo", "--json"], ["--help"]], ids=" ".join)
+def test_output_onto_a_full_disk_is_one_line(words: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "supermask", *words]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: No space left on device: the output; free space and try again\n"
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "supermask", "zoo", "--json"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert done.stderr == ""
+
+
 def test_the_surface_of_the_command_line() -> None:
     """Every command with its options: a change here is a change for users, to be made on purpose."""
     command: Any = typer.main.get_command(app)

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +46,11 @@ class Network(NamedTuple):
         return f"{self.arch}, {self.pixels} pixels, batch {self.batch}"
 
     @property
+    def words(self) -> list[str]:
+        """Its fields but the arguments, for another process."""
+        return [self.arch, *map(str, (self.pixels, self.classes, self.batch, self.rounds))]
+
+    @property
     def module(self) -> nn.Module:
         """A new one."""
         args = {"in_channels": 3, "image_size": self.pixels, "num_classes": self.classes}
@@ -60,6 +68,17 @@ NETWORKS = [CONV4, Network("resnet18-cifar", 32, 10, 128, 11), Network("resnet50
 WIDTHS = [Network("conv4", 32, 10, 32, 9, {"width": width}) for width in (0.5, 1.0, 2.0, 4.0)]
 SMALL_NETWORKS = [Network("conv2", 8, 10, 16, 3)]
 SMALL_WIDTHS = [Network("conv2", 8, 10, 16, 3, {"width": width}) for width in (0.5, 1.0)]
+
+# Steps on request, one for each line.
+REFERENCE = """
+import sys
+import torch
+from supermask.bench.step import AlgorithmOne, Network, of_network
+arch, *numbers, device = sys.argv[1:]
+take = of_network(Network(arch, *map(int, numbers)), AlgorithmOne(), torch.device(device), precision="float32")
+for _ in sys.stdin:
+    print(take().item(), flush=True)
+"""
 
 # In an epoch of `of_batches`, and processes that a peak of memory is the median of.
 STEPS, PROCESSES = 10, 5
@@ -82,19 +101,21 @@ print(peak())
 def step(small: bool, device: torch.device) -> Report:
     """Seconds of one step for conv4 and resnet18-cifar at batch 128 and resnet50 at batch 16; conv2 if `small`.
 
-    Algorithm 1 is the paper's, written from its text: a full sort of every layer's scores in every pass. In float32 it
-    is what the papers' public code computes. A batch is what a step waits for before it begins.
+    Algorithm 1 is the paper's, written from its text: a full sort of every layer's scores in every pass. In float32, in
+    a process that leaves memory to the C library, it is what the papers' public code computes. A batch is what a step
+    waits for before it begins.
     """
     rows: list[Measurement] = []
     for network in SMALL_NETWORKS if small else NETWORKS:
-        ways = {
-            "dense": of_network(network, "dense", device),
-            "edge-popup": of_network(network, "edge-popup", device),
-            "Algorithm 1": of_network(network, AlgorithmOne(), device),
-            "Algorithm 1 in float32": of_network(network, AlgorithmOne(), device, precision="float32"),
-            "a batch, cropped and flipped": of_batches(network, device),
-        }
-        rows += compare(network.what, ways, network.rounds, device)
+        with _reference(network, device) as reference:
+            ways = {
+                "dense": of_network(network, "dense", device),
+                "edge-popup": of_network(network, "edge-popup", device),
+                "Algorithm 1": of_network(network, AlgorithmOne(), device),
+                "Algorithm 1 in float32, in a process of its own": reference,
+                "a batch, cropped and flipped": of_batches(network, device),
+            }
+            rows += compare(network.what, ways, network.rounds, device)
     widths, grown = SMALL_WIDTHS if small else WIDTHS, []
     for network in widths:
         ways = {way: of_network(network, way, device) for way in ("dense", "edge-popup")}
@@ -106,17 +127,31 @@ def step(small: bool, device: torch.device) -> Report:
     return of_measurements(rows + grown, notes)
 
 
+@contextmanager
+def _reference(network: Network, device: torch.device) -> Iterator[Action]:
+    words = [sys.executable, "-c", REFERENCE, *network.words, str(device)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        to, of = process.stdin, process.stdout
+        assert to is not None
+        assert of is not None
+
+        def take() -> float:
+            print(file=to, flush=True)
+            return float(of.readline())
+
+        yield take  # leaving closes its input, which ends it
+
+
 def _growth(way: str, networks: Sequence[Network], rows: Sequence[Measurement]) -> str:
     power = exponent([network.n for network in networks], [row.seconds for row in rows if row.way == way])
     return f"Over the widths, seconds of {way} grow as the number of weights to the power of {power:.2f}."
 
 
 def _peak(network: Network) -> str:
-    words = [network.arch, *map(str, (network.pixels, network.classes, network.batch, network.rounds))]
     peaks: dict[str, list[int]] = {"dense": [], "edge-popup": []}
     for _ in range(PROCESSES):
         for way, bytes_ in peaks.items():
-            bytes_.append(memory.of(PEAK, *words, way))
+            bytes_.append(memory.of(PEAK, *network.words, way))
     dense, searched = (statistics.median(bytes_) for bytes_ in peaks.values())
     return (
         f"Peak memory of a process that takes three steps of {network.arch} at batch {network.batch}, median of "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,7 +13,7 @@ import typer
 
 from supermask.cli import artifact, bench, export, hub, listing, predict, search
 from supermask.cli.interrupt import CtrlC, raise_ctrl_c
-from supermask.errors import Interrupted, SupermaskError
+from supermask.errors import Interrupted, StorageError, SupermaskError
 
 app = typer.Typer(
     name="supermask",
@@ -43,7 +45,10 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 failed, 2 usage, 3 not found, 4 integrity, 5 export, 130 interrupted."""
     signal.signal(signal.SIGINT, raise_ctrl_c)
     try:
-        app(args=args, prog_name="supermask")
+        try:
+            app(args=args, prog_name="supermask")
+        finally:
+            sys.stdout.flush()
     except Interrupted as interrupted:
         print(interrupted, file=sys.stderr)
         sys.exit(interrupted.exit_code)
@@ -56,3 +61,13 @@ def main(args: Sequence[str] | None = None) -> None:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT, errno.EPIPE}:
+            raise
+        # A reader that has read enough, such as head, is no fault.
+        if error.errno != errno.EPIPE:
+            where = error.filename or "the output"
+            print(f"error: {error.strerror}: {where}; free space and try again", file=sys.stderr)
+        # What is still to be written would fail once more as Python exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(StorageError.exit_code)
