@@ -80,8 +80,8 @@ for _ in sys.stdin:
     print(take().item(), flush=True)
 """
 
-# In an epoch of `of_batches`, and processes that a peak of memory is the median of.
-STEPS, PROCESSES = 10, 5
+# In an epoch of `of_batches`.
+STEPS = 10
 
 # Memory of three steps, imports and all.
 PEAK = """
@@ -123,7 +123,7 @@ def step(small: bool, device: torch.device) -> Report:
         grown += compare(what, ways, network.rounds, device)
     notes = [_growth(way, widths, grown) for way in ("dense", "edge-popup")]
     if device.type == "cpu":
-        notes.append(_peak(SMALL_NETWORKS[0] if small else CONV4))
+        notes.append(_peak(SMALL_NETWORKS[0], processes=1) if small else _peak(CONV4, processes=5))
     return of_measurements(rows + grown, notes)
 
 
@@ -147,15 +147,15 @@ def _growth(way: str, networks: Sequence[Network], rows: Sequence[Measurement]) 
     return f"Over the widths, seconds of {way} grow as the number of weights to the power of {power:.2f}."
 
 
-def _peak(network: Network) -> str:
+def _peak(network: Network, processes: int) -> str:
     peaks: dict[str, list[int]] = {"dense": [], "edge-popup": []}
-    for _ in range(PROCESSES):
+    for _ in range(processes):
         for way, bytes_ in peaks.items():
             bytes_.append(memory.of(PEAK, *network.words, way))
     dense, searched = (statistics.median(bytes_) for bytes_ in peaks.values())
     return (
         f"Peak memory of a process that takes three steps of {network.arch} at batch {network.batch}, median of "
-        f"{PROCESSES}: {megabytes(dense)} dense, {megabytes(searched)} edge-popup. A float for each weight is "
+        f"{processes}: {megabytes(dense)} dense, {megabytes(searched)} edge-popup. A float for each weight is "
         f"{megabytes(4 * network.n)}."
     )
 
