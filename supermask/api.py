@@ -254,6 +254,9 @@ class _Search:
         self.layers = masking.plan(plain, config.weights, self.strategy.density)
         masking.draw_weights(plain, self.layers, config.seed)
         self.plain = copy.deepcopy(plain)
+        for layer in self.layers:
+            # Drawn or decoded anew in every copy of it; until then they take no memory.
+            self.plain.get_parameter(layer.name).data = torch.zeros(()).expand(layer.shape)
         self.maskers = masking.attach(plain, self.layers, self.strategy, config.seed)
         self.model = plain.to(view.device)
 

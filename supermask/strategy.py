@@ -49,6 +49,8 @@ class Masker(nn.Module, ABC):
     def forward(self, weight: Tensor) -> Tensor:
         """The weight that training sees: same shape as `weight`, differentiable, may sample in training mode.
 
+        It is float32 or, under autocast, may be of autocast's type.
+
         In evaluation mode it must be `weight * mask(weight) * scale(weight)`.
         """
 

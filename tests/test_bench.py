@@ -17,7 +17,13 @@ from supermask_strategies import EdgePopup
 from tests.commands import NEEDS_COMPILER, run_here
 
 WAYS = {
-    "step": {"dense", "edge-popup", "Algorithm 1", "a batch, cropped and flipped"},
+    "step": {
+        "dense",
+        "edge-popup",
+        "Algorithm 1",
+        "Algorithm 1 in float32, in a process of its own",
+        "a batch, cropped and flipped",
+    },
     "compiled": {"dense", "dense, compiled", "edge-popup", "edge-popup, compiled"},
     "select": {"torch.kthvalue", "torch.sort", "supermask"},
     "codec": {"dense file, copied", "seed and mask", "pack", "unpack"},

@@ -67,7 +67,7 @@ class _StraightThrough(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         # Equation 6: dL/ds_uv = dL/dI_v * w_uv * Z_u, which is dL/d(effective weight) * w; sign(s) is the |.| outside.
         scores, weight = ctx.saved_tensors
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # which makes one pass of it by itself
             return torch.sign(scores) * weight * grads[0], None, None
         gradient = torch.empty_like(scores)
         for part, of_scores, of_weight, of_masked in blocks(gradient, scores, weight, grads[0]):
